@@ -2,7 +2,8 @@
 
 numba has no type annotations; `jit` keeps the types of the function. numba reuses cached code while the function's own
 file is unchanged, but that code includes functions from other files. So the cache is stamped with a hash of the file
-and of all that it imports of this program.
+and of all that it imports of this program. The stamp is in numba's version, too, which is compared before the types
+of arguments are unpickled: an older release's may be gone.
 """
 
 import re
@@ -41,7 +42,8 @@ def jit(function: Callable[_P, _R], *, reorder: bool = False, inline: bool = Fal
         return cast("Callable[_P, _R]", numba.njit(**options)(function))
     kept = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if kept is not None:
-        kept._source_stamp = stamp(Path(function.__code__.co_filename))  # noqa: SLF001 - numba has no public way; a test tells if it moves
+        found = stamp(Path(function.__code__.co_filename))
+        kept._source_stamp, kept._version = found, f"{numba.__version__} {found}"  # noqa: SLF001 - no public way; a test tells if they move
     return cast("Callable[_P, _R]", compiled)
 
 

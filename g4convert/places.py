@@ -47,7 +47,7 @@ def check_apart(written: Iterable[Path], read: Iterable[Path]) -> None:
         taken.add(place)
 
 
-def is_there(path: Path, why: str = "") -> UsageError:
+def already_exists(path: Path, why: str = "") -> UsageError:
     """Return the error for a file that is there and would be replaced.
 
     Args:

@@ -9,7 +9,6 @@ from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress,
     ProgressColumn,
     SpinnerColumn,
     Task,
@@ -17,6 +16,9 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as RichProgress,
 )
 from rich.text import Text
 
@@ -32,7 +34,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class Quiet:
+class Progress:
     """Progress that prints nothing; base class of the displays."""
 
     def start(self, total: int, done: int) -> None:
@@ -60,7 +62,7 @@ class Quiet:
         """End the display; there is none here."""
 
 
-class _TwoLines(Progress):
+class _TwoLines(RichProgress):
     """A bar with the current tensor or step on a line below, as 80 columns do not hold both."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -88,7 +90,7 @@ class _Speed(ProgressColumn):
         return Text(f"{size(fresh / task.elapsed)}/s")
 
 
-class Bar(Quiet):
+class Bar(Progress):
     """Progress as a bar with share, bytes, MB/s and time left, the current tensor below; between steps a clock."""
 
     def __init__(self, console: Console) -> None:
@@ -113,17 +115,17 @@ class Bar(Quiet):
         columns = BarColumn(bar_width=16), TaskProgressColumn(), *counted, _Left()
         self._replace(_TwoLines(*columns, console=self._console, transient=True), name, total)
 
-    def _replace(self, progress: Progress, name: str, total: int | None, done: int = 0) -> None:
+    def _replace(self, progress: RichProgress, name: str, total: int | None, done: int = 0) -> None:
         """Show another display in place of the last."""
         self._progress.stop()
         self._progress = progress
         self._task = progress.add_task(name, total=total, completed=done, earlier=done)
         progress.start()
 
-    def _clock(self) -> Progress:
+    def _clock(self) -> RichProgress:
         """Return a display without a share of the work: a spinner and the time since it began."""
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        return Progress(*columns, console=self._console, transient=True)
+        return RichProgress(*columns, console=self._console, transient=True)
 
     def tick(self, count: int, name: str = "") -> None:
         """Move the bar of the step."""
@@ -146,7 +148,7 @@ class Bar(Quiet):
         self._progress.stop()
 
 
-class Lines(Quiet):
+class Lines(Progress):
     """Progress as a plain line every few seconds, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
@@ -201,19 +203,47 @@ class Lines(Quiet):
         _say(self._console, text)
 
 
-def saying(shown: Quiet | None, say: Callable[[str], None] | None) -> Quiet:
+class _Saying(Progress):
+    """Another display whose lines go to a function."""
+
+    def __init__(self, shown: Progress, say: Callable[[str], None]) -> None:
+        self._shown, self._say = shown, say
+
+    def start(self, total: int, done: int) -> None:
+        """See `Progress`."""
+        self._shown.start(total, done)
+
+    def advance(self, nbytes: int, name: str) -> None:
+        """See `Progress`."""
+        self._shown.advance(nbytes, name)
+
+    def step(self, name: str, total: int, unit: str) -> None:
+        """See `Progress`."""
+        self._shown.step(name, total, unit)
+
+    def tick(self, count: int, name: str = "") -> None:
+        """See `Progress`."""
+        self._shown.tick(count, name)
+
+    def wait(self) -> None:
+        """See `Progress`."""
+        self._shown.wait()
+
+    def say(self, text: str) -> None:
+        """See `Progress`."""
+        self._say(text)
+
+
+def saying(shown: Progress | None, say: Callable[[str], None] | None) -> Progress:
     """Return a display that shows the same (None shows nothing), and gives what it is to say to a function, if any."""
-    made, told = Quiet(), shown or Quiet()
-    if say is None:
-        return told
-    vars(made).update(start=told.start, advance=told.advance, step=told.step, tick=told.tick, wait=told.wait, say=say)
-    return made
+    display = shown or Progress()
+    return display if say is None else _Saying(display, say)
 
 
-def watch(console: Console, *, quiet: bool) -> Quiet:
+def watch(console: Console, *, quiet: bool) -> Progress:
     """Return the display that suits stderr: a bar for a terminal, lines otherwise, nothing if `quiet`."""
     if quiet:
-        return Quiet()
+        return Progress()
     return Bar(console) if console.is_terminal and not console.is_dumb_terminal else Lines(console)
 
 

@@ -91,12 +91,12 @@ def check_run(  # noqa: PLR0913 -- what the commands have in common
             raise UsageError(f"{option} {number}: expected {least} to {most:,}")
     if device is not None:
         checked_device(device)
-    chosen("--memory", memory, MemoryUse)
+    parse_choice("--memory", memory, MemoryUse)
     if dtype is not None and dtype not in dtypes:
         raise no_such("--dtype", dtype, dtypes)
 
 
-def chosen(option: str, name: str | None, known: type[T]) -> T | None:
+def parse_choice(option: str, name: str | None, known: type[T]) -> T | None:
     """Return the member of an enumeration with this name; None for None.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from g4convert.errors import UsageError
-from g4convert.places import check_above, holds_mount, is_there
+from g4convert.places import already_exists, check_above, holds_mount
 from g4convert.refusals import refusal
 
 
@@ -66,7 +66,7 @@ def write_whole(path: Path, data: bytes | str, *, replace_link: bool = False, ov
         finally:
             fresh.unlink(missing_ok=True)
     except FileExistsError as error:
-        raise is_there(path, "it was not there when this command began") from error
+        raise already_exists(path, "it was not there when this command began") from error
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise

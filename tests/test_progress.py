@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from g4convert.progress import Bar, Lines, Quiet, watch
+from g4convert.progress import Bar, Lines, Progress, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def drive(progress: Quiet, *, done: int = 0) -> None:
+def drive(progress: Progress, *, done: int = 0) -> None:
     with progress:
         progress.start(3_000_000_000, done)
         progress.advance(1_000_000_000, "model.layers.0.self_attn.q_proj.weight")
 
 
 @pytest.mark.parametrize("make", [Lines, Bar])
-def test_progress_says_what_is_done(make: Callable[[Console], Quiet], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_says_what_is_done(make: Callable[[Console], Progress], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("g4convert.progress._LINE_SECONDS", 0.0)
     monkeypatch.delenv("NO_COLOR", raising=False)
     console = Console(file=io.StringIO(), force_terminal=True, width=80, record=True)
@@ -47,7 +47,7 @@ def test_no_time_is_foretold_from_the_first_tensors(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("make", [Lines, Bar])
-def test_progress_within_a_step(make: Callable[[Console], Quiet], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_within_a_step(make: Callable[[Console], Progress], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("g4convert.progress._LINE_SECONDS", 0.0)
     console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
     with make(console) as progress:
@@ -112,7 +112,7 @@ def test_a_step_without_a_unit_is_told_in_percent(monkeypatch: pytest.MonkeyPatc
 
 def test_progress_suits_where_it_goes() -> None:
     nowhere = io.StringIO()
-    assert type(watch(Console(file=nowhere), quiet=True)) is Quiet
+    assert type(watch(Console(file=nowhere), quiet=True)) is Progress
     assert type(watch(Console(file=nowhere), quiet=False)) is Lines
     assert type(watch(Console(file=nowhere, force_terminal=True, _environ={"TERM": "xterm"}), quiet=False)) is Bar
     assert type(watch(Console(file=nowhere, force_terminal=True, _environ={"TERM": "dumb"}), quiet=False)) is Lines

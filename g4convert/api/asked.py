@@ -23,7 +23,7 @@ from g4convert.forward.models import context_of, read_config
 from g4convert.forward.patches import PictureCutter, reason_against
 from g4convert.gemma4 import Architecture
 from g4convert.planning.costs import ENDS
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.quantities import plural
 
 _FEWEST: Final = 16
@@ -34,7 +34,7 @@ _LAST_SEED: Final = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CalibrationRequest:
     """A model and the requested rows of token ids.
 
     Args:
@@ -54,7 +54,7 @@ class Asked:
     seed: int
 
     @classmethod
-    def of(cls, model: str, *, samples: int | None, length: int | None, seed: int) -> "Asked":
+    def of(cls, model: str, *, samples: int | None, length: int | None, seed: int) -> "CalibrationRequest":
         """Open a model, and hold the numbers against it; see `calibrate`."""
         directory = source.resolve(model).path
         checkpoint = Checkpoint.open(directory)
@@ -134,7 +134,7 @@ class Asked:
             return {"pictures": "none: other texts fill the samples"}
         return {"pictures": f"none: {self._without_pictures() or 'the texts have none'}"}
 
-    def sampled(self, documents: Sequence[Document], own: Own, device: str, progress: Quiet) -> CalibrationFile:
+    def sampled(self, documents: Sequence[Document], own: Own, device: str, progress: Progress) -> CalibrationFile:
         """Return a calibration file with the ids of the documents."""
 
         def answer(order: Sequence[Document], enough: int) -> list[Written]:

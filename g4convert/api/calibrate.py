@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from g4convert.api.asked import Asked
-from g4convert.api.led import led
+from g4convert.api.asked import CalibrationRequest
+from g4convert.api.led import run_led
 from g4convert.api.made_before import made_before
 from g4convert.calibration.answers import Own, decided
 from g4convert.calibration.documents import hash_of_documents
@@ -23,9 +23,9 @@ from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.conversion.statistics import Statistics
 from g4convert.devices import torch_device
 from g4convert.errors import UsageError
-from g4convert.places import check_apart, is_there
+from g4convert.places import already_exists, check_apart
 from g4convert.planning.between import state_bytes
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.request import check_run
 from g4convert.whole_files import check_writable
 
@@ -89,7 +89,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     workers: int = 0,
     device: str = "cpu",
     overwrite: bool = False,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
     ranks: Ranks = ALONE,
 ) -> Calibrated:
     """Make a calibration file for the recipes that look at what a model reads. Stopped, the same call continues.
@@ -111,7 +111,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         workers: threads of that pass; 0 is one for each core.
         device: what answers and runs the model: `cpu`, `cuda` or `cuda:N`.
         overwrite: replace a file that is there.
-        progress: told of answered ids and of layers; a subclass of `g4convert.progress.Quiet`.
+        progress: told of answered ids and of layers; a subclass of `g4convert.progress.Progress`.
         ranks: rank 0 of ranks that share the pass for statistics; see `g4convert.calibration.record.assist`.
 
     Returns:
@@ -129,12 +129,12 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         Interrupted: stopped on request; ids and finished layers are kept.
     """
     check_run(workers=workers, device=device)
-    path, watch = Path(output), progress or Quiet()
+    path, watch = Path(output), progress or Progress()
     there = path.is_file() and not overwrite
     _check_name(path)
     if not there:
         _check_place(path, overwrite=overwrite)
-    asked = Asked.of(os.fspath(model), samples=samples, length=length, seed=seed)
+    asked = CalibrationRequest.of(os.fspath(model), samples=samples, length=length, seed=seed)
     check_apart([path, partial_of(path)], [asked.checkpoint.path, *([] if data is None else [Path(data)])])
     documents = asked.bundled() if data is None else asked.read(os.fspath(data))
     own = decided(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
@@ -183,7 +183,7 @@ def calibrate_in(
     output: str | os.PathLike[str],
     *,
     workers: int,
-    progress: Quiet,
+    progress: Progress,
     **how: Any,  # noqa: ANN401 -- the other choices of `calibrate`
 ) -> Calibrated | None:
     """Make a calibration file in one of several ranks that were started alike; see `calibrate`.
@@ -204,7 +204,7 @@ def calibrate_in(
     def make(sharing: Ranks) -> None:
         made.append(calibrate(model, output, workers=workers, progress=progress, ranks=sharing, **how))
 
-    led(ranks, workers, progress, make)
+    run_led(ranks, workers, progress, make)
     return made[0] if made else None
 
 
@@ -214,8 +214,8 @@ def bundled_ids(model: Path) -> Tokens:
     Raises:
         InputError: no such model, no tokenizer, or too few texts for it.
     """
-    asked = Asked.of(os.fspath(model), samples=None, length=None, seed=0)
-    return Tokens.of(asked.sampled(asked.bundled(), Own(answers=False, why=""), "cpu", Quiet()))
+    asked = CalibrationRequest.of(os.fspath(model), samples=None, length=None, seed=0)
+    return Tokens.of(asked.sampled(asked.bundled(), Own(answers=False, why=""), "cpu", Progress()))
 
 
 def _check_name(path: Path) -> None:
@@ -228,5 +228,5 @@ def _check_name(path: Path) -> None:
 def _check_place(path: Path, *, overwrite: bool) -> None:
     """Raise if the file cannot be written, before any work."""
     if path.is_dir() or (path.exists() and not overwrite):
-        raise is_there(path)
+        raise already_exists(path)
     check_writable(path)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from g4convert.checkpoint import source
-from g4convert.inspection.engines import Asked, Checked
+from g4convert.inspection.engines import Checked, CheckRequest
 from g4convert.inspection.engines import check as judge
 
 
@@ -34,7 +34,7 @@ def check(
         UnsupportedError: weights of another format than compressed-tensors' packed one.
         EnvironmentFault: a model is not in the cache and cannot be fetched.
     """
-    asked = Asked.of(Path(model), engines, tp)  # names first: they cost no look-up
+    asked = CheckRequest.of(Path(model), engines, tp)  # names first: they cost no look-up
     directory = source.resolve(os.fspath(model)).path
     target = None if assistant_of is None else source.resolve(os.fspath(assistant_of)).path
     found = judge(replace(asked, directory=directory, target=target))

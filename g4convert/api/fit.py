@@ -28,18 +28,18 @@ from g4convert.fitting.plot import plot as drawn
 from g4convert.fitting.problem import Assignment, Problem
 from g4convert.fitting.result import Fitted, chosen_for
 from g4convert.fitting.rounding import Rounder
-from g4convert.fitting.sensitivities import Sensitivities, Unit, measure
+from g4convert.fitting.sensitivities import LossUnit, Sensitivities, measure
 from g4convert.fitting.target import Loss, Target, budget, target_of
 from g4convert.fitting.writing import loadable, plan_of, recipe_text, recipe_values
-from g4convert.places import check_apart, is_there
+from g4convert.places import already_exists, check_apart
 from g4convert.planning.gate import Outlook
 from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.steps import make_plan
-from g4convert.progress import Quiet, saying
+from g4convert.progress import Progress, saying
 from g4convert.quantization import Method
-from g4convert.request import DEFAULTS, MemoryUse, check_run, chosen
+from g4convert.request import DEFAULTS, MemoryUse, check_run, parse_choice
 from g4convert.whole_files import check_writable, write_whole
 
 _Path: TypeAlias = str | os.PathLike[str]
@@ -67,7 +67,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     device: str = "cpu",
     workers: int = 0,
     overwrite: bool = False,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     **overrides: Unpack[Overrides],
 ) -> Fitted:
@@ -97,7 +97,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         device: device of the forward: `cpu`, `cuda` or `cuda:N`.
         workers: threads that round; 0 is one for each core.
         overwrite: replace a recipe that is there.
-        progress: told of measured changes; a subclass of `g4convert.progress.Quiet`.
+        progress: told of measured changes; a subclass of `g4convert.progress.Progress`.
         say: told what is done next, in place of `progress.say`.
         **overrides: values of the recipe, as `group_size=64`.
 
@@ -129,11 +129,11 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     problem = loadable(Problem.of(make_plan(checkpoint, base.recipe), forms), checkpoint, tps)
     if not isinstance(target, Loss):
         budget(target, problem)
-    unit = unit_of(chosen("--memory", memory, MemoryUse) or DEFAULTS.memory, target, problem, dtype, device)
-    if unit is Unit.OUTPUT_ERROR:
+    unit = unit_of(parse_choice("--memory", memory, MemoryUse) or DEFAULTS.memory, target, problem, dtype, device)
+    if unit is LossUnit.OUTPUT_ERROR:
         watch.say("losses: errors of each part's outputs; the model is not run, so what they are in KL is not known")
     ids = None if files.is_given else Calibration.own(files.ids, problem.plan, checkpoint, overwrite=overwrite)
-    weighs = base.recipe.is_calibrated or unit is Unit.OUTPUT_ERROR
+    weighs = base.recipe.is_calibrated or unit is LossUnit.OUTPUT_ERROR
     if ids is not None and not ids.is_there:
         rows_to_run(bundled_ids(directory), rows, tokens, files.ids)  # refused before the file is made, for minutes
         watch.say(f"calibration: of the bundled texts, kept in {files.ids}")
@@ -158,7 +158,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         taken = tried[-1].assignment
         values = recipe_values(problem, taken) | _said(rounder.method, taken)
         plan = plan_of(checkpoint, values, problem, taken)
-        Outlook.of(plan, tps).hold(plan.recipe, tps)
+        Outlook.of(plan, tps).require_engines(plan.recipe, tps)
         check()
     corners, (path, kept) = tuple(solved.drawn()), (files.recipe, files.losses)
     found = Fitted(path, kept, problem, known, losses, by.share, tried, shown, corners, already_done=is_kept)
@@ -221,7 +221,7 @@ class _Files:
     def write(self, recipe: str, plot: str, *, is_kept: bool, overwrite: bool) -> None:
         """Write the plot, and the recipe last: one that is there is a fit that ended, and is kept if it is the same."""
         if is_kept and self.recipe.read_text(encoding="utf-8") != recipe:
-            raise is_there(self.recipe, "of the same target, by other options or on other texts")
+            raise already_exists(self.recipe, "of the same target, by other options or on other texts")
         if self.plot is not None:
             write_whole(self.plot, plot)
         if not is_kept:
@@ -265,7 +265,7 @@ def _check_output(path: Path, target: Target, *, overwrite: bool) -> None:
     if path.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"{path}: a recipe ends in .yaml or .yml", hint=f"-o {path.with_suffix('.yaml')}")
     if path.exists() and not overwrite and chosen_for(target) not in _beginning(path):
-        raise is_there(path, f"not c{chosen_for(target)[1:]}")
+        raise already_exists(path, f"not c{chosen_for(target)[1:]}")
 
 
 def _beginning(path: Path) -> str:

@@ -5,12 +5,12 @@ from typing import TypeVar
 
 from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.errors import G4Error, Interrupted
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 T = TypeVar("T")
 
 
-def led(ranks: Ranks, workers: int, progress: Quiet, make: Callable[[Ranks], T]) -> T:
+def run_led(ranks: Ranks, workers: int, progress: Progress, make: Callable[[Ranks], T]) -> T:
     """Call a function in rank 0, help it in the others, and return its value in every rank.
 
     Args:

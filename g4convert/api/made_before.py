@@ -7,16 +7,16 @@ have different ones and often the same ids. These are made again to tell, unless
 from collections.abc import Callable
 from dataclasses import replace
 
-from g4convert.api.asked import Asked
+from g4convert.api.asked import CalibrationRequest
 from g4convert.calibration.kept import Begun
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
 from g4convert.errors import InputError
-from g4convert.places import is_there
+from g4convert.places import already_exists
 
 
 def made_before(
-    begun: Begun, asked: Asked, make: Callable[[], CalibrationFile] | None, *, statistics: bool
+    begun: Begun, asked: CalibrationRequest, make: Callable[[], CalibrationFile] | None, *, statistics: bool
 ) -> CalibrationFile:
     """Read the file that is there.
 
@@ -40,12 +40,12 @@ def made_before(
             other = replace(begun, request={**begun.request, "samples": rows if asked.samples is None else None})
             made = other.finished(statistics=statistics)
     except InputError as error:
-        raise is_there(begun.file, error.message) from error
+        raise already_exists(begun.file, error.message) from error
     if made is None:
-        raise is_there(begun.file, _other_request(found, asked, statistics=statistics))
+        raise already_exists(begun.file, _other_request(found, asked, statistics=statistics))
     if make is not None and _content(make()) == _content(made):
         return made
-    raise is_there(begun.file, "made without --samples" if asked.samples else f"made with --samples {rows}")
+    raise already_exists(begun.file, "made without --samples" if asked.samples else f"made with --samples {rows}")
 
 
 def _content(file: CalibrationFile) -> object:
@@ -53,7 +53,7 @@ def _content(file: CalibrationFile) -> object:
     return file.hash, dict(file.texts or {})
 
 
-def _other_request(found: CalibrationFile, asked: Asked, *, statistics: bool) -> str:
+def _other_request(found: CalibrationFile, asked: CalibrationRequest, *, statistics: bool) -> str:
     """Return words on why a calibration file is not the requested one."""
     samples, length = found.ids.shape
     seed = (found.texts or {}).get("seed")

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
-from g4convert.api.led import led
+from g4convert.api.led import run_led
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.apart import is_same
@@ -18,10 +18,10 @@ from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.errors import UsageError
 from g4convert.places import make_directory
 from g4convert.planning.plan import Plan
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 
-def with_calibration(conversion: Conversion, ranks: Ranks, progress: Quiet) -> Conversion:
+def with_calibration(conversion: Conversion, ranks: Ranks, progress: Progress) -> Conversion:
     """Return the conversion with a calibration file that is complete; rank 0 makes it, and the others help.
 
     Raises:
@@ -29,11 +29,11 @@ def with_calibration(conversion: Conversion, ranks: Ranks, progress: Quiet) -> C
         Interrupted: Ctrl-C; finished layers are kept.
     """
     job = conversion.job
-    made = led(ranks, job.workers, progress, lambda sharing: _made(conversion, progress, sharing))
+    made = run_led(ranks, job.workers, progress, lambda sharing: _made(conversion, progress, sharing))
     return prepare(replace(job, calibration=job.own_calibration)) if made else conversion
 
 
-def _made(conversion: Conversion, progress: Quiet, ranks: Ranks) -> bool:
+def _made(conversion: Conversion, progress: Progress, ranks: Ranks) -> bool:
     """Make or complete the calibration file; return True if the conversion must use the file beside the output."""
     given, plan = conversion.calibration, conversion.plan
     if given is None or given.is_complete(plan):
@@ -51,7 +51,7 @@ def _made(conversion: Conversion, progress: Quiet, ranks: Ranks) -> bool:
     return True
 
 
-def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, ranks: Ranks) -> None:
+def _from_bundled(conversion: Conversion, path: Path, progress: Progress, ranks: Ranks) -> None:
     """Make the conversion's own calibration file from the bundled texts."""
     from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- here and below: brings torch and transformers
 
@@ -81,7 +81,7 @@ def count(  # noqa: PLR0913 -- a file, its model, and who does it
     *,
     device: str,
     workers: int,
-    progress: Quiet,
+    progress: Progress,
     ranks: Ranks = ALONE,
 ) -> None:
     """Add statistics to a file of token ids, and save the result as an output's own file, unless it is that already.
@@ -100,7 +100,7 @@ def count(  # noqa: PLR0913 -- a file, its model, and who does it
         InputError: the ids are not of the model.
         EnvironmentFault: the disk is too small, or another process writes the file.
     """
-    from g4convert.calibration.kept import Kept, check_ours, clean, drop, partial_of  # noqa: PLC0415
+    from g4convert.calibration.kept import UnfinishedRecording, check_ours, clean, drop, partial_of  # noqa: PLC0415
     from g4convert.calibration.record import Recording, record  # noqa: PLC0415
     from g4convert.calibration.states import check_room  # noqa: PLC0415
     from g4convert.calibration.tokens import Tokens  # noqa: PLC0415
@@ -111,7 +111,9 @@ def count(  # noqa: PLR0913 -- a file, its model, and who does it
     tokens, file = Tokens.load(given, text.vocab_size, checkpoint), CalibrationFile.load(given)
     scratch, model = partial_of(own), Model.of(checkpoint)
     if own.exists() and _is_of(CalibrationFile.load(own), file, model):
-        clean(own, Kept(scratch, Recording(checkpoint.path, tokens, scratch, place).facts(model)).is_ours)
+        clean(
+            own, UnfinishedRecording(scratch, Recording(checkpoint.path, tokens, scratch, place).facts(model)).is_ours
+        )
         return
     progress.say(f"calibration: statistics over {tokens.samples:,} x {tokens.length:,} tokens, kept in {own}")
     ids = (tokens.samples - len(tokens.judges)) * tokens.length

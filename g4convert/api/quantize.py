@@ -16,11 +16,11 @@ from g4convert.conversion.result import Summary
 from g4convert.conversion.run import Layers, convert
 from g4convert.engines.verdicts import Verdict
 from g4convert.errors import UsageError
-from g4convert.planning.costs import Cost, costs
+from g4convert.planning.costs import MethodCost, costs
 from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.recipe_files import Resolved
 from g4convert.planning.sizes import default_workers, role_sizes
-from g4convert.progress import Quiet, peak_memory, saying
+from g4convert.progress import Progress, peak_memory, saying
 from g4convert.report import Report
 from g4convert.request import DEFAULTS, VERIFY_AFTER, Level, Request, check_run, verified_after
 from g4convert.verification.run import verify as run_verification
@@ -46,7 +46,7 @@ class Quantized:
     refused: tuple[Verdict, ...]
     report: Report | None
     peak_memory: int
-    costs: tuple[Cost, ...]
+    costs: tuple[MethodCost, ...]
 
     def __repr__(self) -> str:
         """Return the output, its size and the verdict, as all fields would fill pages."""
@@ -86,7 +86,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     overwrite: bool = False,
     calibration: str | os.PathLike[str] | None = None,
     verify: str | None = VERIFY_AFTER,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     ranks: Ranks | None = None,
     **overrides: Unpack[Overrides],
@@ -106,7 +106,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
         calibration: file of token ids, for the methods that calibrate; None takes one beside the output, which is
             made from the bundled texts where it is not there, or is of another model and `overwrite` is given.
         verify: level of the verification at the end: `static`, `weights` or `logits`; None or `none` for none.
-        progress: told of finished bytes; a subclass of `g4convert.progress.Quiet`.
+        progress: told of finished bytes; a subclass of `g4convert.progress.Progress`.
         say: told what is done next, in place of `progress.say`.
         ranks: this process among those of a run; None joins those that `torchrun` started.
         **overrides: values of the recipe, as `group_size=64`.
@@ -141,7 +141,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
             joined.leave()
 
 
-def run(conversion: Conversion, level: Level | None, ranks: Ranks, *, progress: Quiet) -> Quantized:
+def run(conversion: Conversion, level: Level | None, ranks: Ranks, *, progress: Progress) -> Quantized:
     """Write an output unless it is there already, and verify it; see `quantize`.
 
     Args:
@@ -194,7 +194,7 @@ def job_of(  # noqa: PLR0913 - the choices of a conversion
     )
 
 
-def _written(conversion: Conversion, ranks: Ranks, progress: Quiet) -> Summary | None:
+def _written(conversion: Conversion, ranks: Ranks, progress: Progress) -> Summary | None:
     """Write an output, after the calibration file that it needs; return the summary in rank 0."""
     complete = with_calibration(conversion, ranks, progress)
     progress.say(f"quantizing {complete.job.source.typed}")

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from g4convert.checkpoint import source
-from g4convert.progress import Quiet, saying
+from g4convert.progress import Progress, saying
 from g4convert.report import Report
-from g4convert.request import EngineName, Level, MemoryUse, Request, check_run, chosen
+from g4convert.request import EngineName, Level, MemoryUse, Request, check_run, parse_choice
 from g4convert.verification.run import verify as run
 
 
@@ -26,7 +26,7 @@ def verify(  # noqa: PLR0913 - the choices of a verification
     engine_python: str | os.PathLike[str] | None = None,
     engine_url: str | None = None,
     engine_timeout: float | None = None,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Report:
     """Verify a quantized checkpoint, also another program's. None takes the default in `request.Settings`.
@@ -44,7 +44,7 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         engine_python: the interpreter that has vLLM.
         engine_url: address of the SGLang server.
         engine_timeout: seconds to wait for the engine to start, and for each answer.
-        progress: told of finished bytes; a subclass of `g4convert.progress.Quiet`.
+        progress: told of finished bytes; a subclass of `g4convert.progress.Progress`.
         say: told what is done next, in place of `progress.say`.
 
     Returns:
@@ -59,13 +59,13 @@ def verify(  # noqa: PLR0913 - the choices of a verification
     asked = Request(
         output=source.resolve(os.fspath(output)).path,
         reference=None if reference is None else source.file_or_model(os.fspath(reference)),
-        level=chosen("--level", level, Level),
+        level=parse_choice("--level", level, Level),
         profile=None if profile is None else os.fspath(profile),
         prompts=None if prompts is None else Path(prompts),
-        memory=chosen("--memory", memory, MemoryUse),
+        memory=parse_choice("--memory", memory, MemoryUse),
         dtype=dtype,
         device=device,
-        engine=chosen("--engine", engine, EngineName),
+        engine=parse_choice("--engine", engine, EngineName),
         engine_python=None if engine_python is None else Path(engine_python),
         engine_url=engine_url,
         engine_timeout=engine_timeout,

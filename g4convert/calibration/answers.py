@@ -20,7 +20,7 @@ from g4convert.errors import UsageError
 from g4convert.forward.conversations import Frame
 from g4convert.forward.decoding import draw
 from g4convert.forward.models import Model
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 _BATCH: Final = 16
 """Most questions of a batch."""
@@ -81,7 +81,7 @@ def decided(checkpoint: Checkpoint, device: torch.device, *, chat: bool, asked: 
 
 
 def answered(  # noqa: PLR0913 -- a model, its words, and how much
-    model: Model, frame: Frame, documents: Sequence[Document], *, enough: int, seed: int, progress: Quiet
+    model: Model, frame: Frame, documents: Sequence[Document], *, enough: int, seed: int, progress: Progress
 ) -> list[Written]:
     """Let a model answer the questions of documents, several times if need be.
 

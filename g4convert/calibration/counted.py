@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from g4convert.array_types import F32
-from g4convert.calibration.counted_experts import Given, Routed, run_counted
+from g4convert.calibration.counted_experts import ExpertInputs, Routed, run_counted
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.squares import Hooks, Sums, add
 from g4convert.calibration.team import Team
@@ -69,9 +69,9 @@ class Counted:
 
         return self._run(layer, states, routed, added, take)
 
-    def _to_experts(self, layer: Any, states: F32, routed: Routed) -> tuple[Sums, Given]:  # noqa: ANN401
+    def _to_experts(self, layer: Any, states: F32, routed: Routed) -> tuple[Sums, ExpertInputs]:  # noqa: ANN401
         """Run the layer on each sequence; return the sums and the recorded inputs of the experts."""
-        given = Given.make(self._replay.states, states.shape, self._replay.config.top_k_experts)
+        given = ExpertInputs.make(self._replay.states, states.shape, self._replay.config.top_k_experts)
         return self._run(layer, states, routed, None, lambda s, _: given.note(s, routed.noted())), given
 
     def _run(

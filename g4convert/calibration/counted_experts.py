@@ -47,7 +47,7 @@ class Routed(torch.nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ExpertInputs:
     """Inputs of a layer's experts for all sequences.
 
     Args:
@@ -61,7 +61,7 @@ class Given:
     weights: F32
 
     @classmethod
-    def make(cls, states: States, shape: tuple[int, ...], top_k: int) -> "Given":
+    def make(cls, states: States, shape: tuple[int, ...], top_k: int) -> "ExpertInputs":
         """Make the arrays, in files."""
         of = (*shape[:2], top_k)
         return cls(
@@ -79,7 +79,7 @@ def run_counted(
     replay: Replay,
     number: int,
     experts: Any,  # noqa: ANN401 -- a module of transformers
-    given: Given,
+    given: ExpertInputs,
     team: Team,
 ) -> tuple[F32, Sums]:
     """Run the experts of a layer.

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from g4convert.calibration.student import Student
-from g4convert.calibration.targets import Targets
+from g4convert.calibration.targets import SoftTargets
 from g4convert.calibration.team import in_order
 from g4convert.calibration.tokens import Tokens, held_out
 from g4convert.planning.training import BATCH, EPOCHS
@@ -83,7 +83,7 @@ class Distillation:
     """
 
     student: Student
-    targets: Targets
+    targets: SoftTargets
     tokens: Tokens
     pool: Executor
     file: Path

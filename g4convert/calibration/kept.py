@@ -47,7 +47,7 @@ _WRITTEN: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class UnfinishedRecording:
     """Directory of an unfinished recording.
 
     Args:

@@ -19,7 +19,7 @@ import torch
 
 from g4convert.array_types import F32, F64, I64
 from g4convert.calibration.counted import Counted
-from g4convert.calibration.kept import Kept
+from g4convert.calibration.kept import UnfinishedRecording
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.squares import Hooks, Sums, add
 from g4convert.calibration.team import Team, threads
@@ -29,11 +29,11 @@ from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.fingerprint import check_unchanged
 from g4convert.conversion.identity import Model
 from g4convert.conversion.ranks import ALONE, Ranks
-from g4convert.conversion.statistics import Inputs, Statistics
+from g4convert.conversion.statistics import InputStatistics, Statistics
 from g4convert.devices import CPU, device_of_rank
 from g4convert.errors import G4Error, Interrupted
 from g4convert.planning.sizes import default_workers
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 _OUTSIDE: Final = "per_layer_model_projection"
 """The decoder's Linear outside the layers that recipes can pack."""
@@ -56,7 +56,7 @@ class Recording:
     scratch: Path
     device: torch.device
 
-    def sums(self, ranks: Ranks, workers: int, progress: Quiet) -> tuple[Model, Sums]:
+    def sums(self, ranks: Ranks, workers: int, progress: Progress) -> tuple[Model, Sums]:
         """Run all layers that are left; return the model and the sums of all layers, in rank 0.
 
         Raises:
@@ -68,7 +68,7 @@ class Recording:
             threads(workers or max(1, default_workers() // ranks.world)) as pool,
         ):
             model = Model.of(source)
-            kept = Kept(self.scratch, self.facts(model), ranks)
+            kept = UnfinishedRecording(self.scratch, self.facts(model), ranks)
             device = device_of_rank(self.device, ranks.rank, ranks.world)
             replay = Replay.open(self.source, taken, kept.states, device)
             check = partial(check_unchanged, source, reader)
@@ -86,7 +86,7 @@ def record(  # noqa: PLR0913 -- a model, what it runs, and how
     *,
     workers: int = 0,
     device: torch.device = CPU,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
     ranks: Ranks = ALONE,
 ) -> Statistics:
     """Measure the mean squares of the inputs of a model's Linears.
@@ -111,7 +111,7 @@ def record(  # noqa: PLR0913 -- a model, what it runs, and how
     recording = Recording(source, tokens, scratch, device)
     ranks.from_lead(recording)
     try:
-        model, sums = recording.sums(ranks, workers, progress or Quiet())
+        model, sums = recording.sums(ranks, workers, progress or Progress())
     except KeyboardInterrupt as error:
         raise Interrupted("stopped; what is finished is kept", hint="the same command continues") from error
     inputs = {name: _mean(*one) for name, one in sorted(sums.items())}
@@ -127,11 +127,11 @@ def assist(ranks: Ranks, workers: int) -> Any:  # noqa: ANN401 -- whatever rank 
     sent: Any
     while isinstance(sent := ranks.from_lead(None), Recording):
         with suppress(G4Error):  # of all ranks; rank 0 sends it
-            sent.sums(ranks, workers, Quiet())
+            sent.sums(ranks, workers, Progress())
     return sent
 
 
-def _run(replay: Replay, kept: Kept, team: Team, progress: Quiet, check: Callable[[], None]) -> Sums:
+def _run(replay: Replay, kept: UnfinishedRecording, team: Team, progress: Progress, check: Callable[[], None]) -> Sums:
     """Run the remaining layers in order and return the sums of all stages, in rank 0.
 
     Args:
@@ -181,7 +181,7 @@ def _embed(replay: Replay, out: F32, ranks: Ranks) -> Sums:
     return total
 
 
-def _mean(squares: F64, tokens: I64) -> Inputs:
+def _mean(squares: F64, tokens: I64) -> InputStatistics:
     counts = np.maximum(tokens, 1)
     mean = squares / (counts[:, None] if squares.ndim > 1 else counts)
-    return Inputs(mean.astype(np.float32), tokens)
+    return InputStatistics(mean.astype(np.float32), tokens)

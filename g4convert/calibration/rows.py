@@ -65,7 +65,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedRows:
     """Rows, and the ids of each kind in them.
 
     Args:
@@ -91,7 +91,7 @@ class _Row:
         self.pictures += [one.patches for one in piece.shown]
 
 
-def pack(texts: Iterable[Written], rows: int, body: int, beginning: Sequence[int]) -> Packed:
+def pack(texts: Iterable[Written], rows: int, body: int, beginning: Sequence[int]) -> PackedRows:
     """Fill rows with texts.
 
     Args:
@@ -110,9 +110,9 @@ def pack(texts: Iterable[Written], rows: int, body: int, beginning: Sequence[int
         if len(chosen) == rows:
             ids = np.array([[*beginning, *(id_ for id_, _ in row.ids)] for row in chosen], np.int32)
             kinds = Counter(kind for row in chosen for _, kind in row.ids)
-            return Packed(ids, kinds, Pictures.of([row.pictures for row in chosen]))
+            return PackedRows(ids, kinds, Pictures.of([row.pictures for row in chosen]))
         rows = min(rows - 1, len(chosen))
-    return Packed(np.empty((0, len(beginning) + body), np.int32), {})
+    return PackedRows(np.empty((0, len(beginning) + body), np.int32), {})
 
 
 def _cut(texts: Iterable[Written], body: int) -> Iterator[Written]:

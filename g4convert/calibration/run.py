@@ -29,13 +29,13 @@ from g4convert.calibration.states import States, check_room
 from g4convert.calibration.team import Team, threads
 from g4convert.calibration.tokens import Tokens
 from g4convert.calibration.trained import is_trained, source_weight
-from g4convert.calibration.work import LayerWork, Weights
+from g4convert.calibration.work import LayerWeights, LayerWork
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.fingerprint import check_unchanged
 from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Done
 from g4convert.conversion.ranks import ALONE, Ranks
-from g4convert.conversion.result import Choice
+from g4convert.conversion.result import MethodChoice
 from g4convert.conversion.resume import checksum
 from g4convert.conversion.staging import STATES
 from g4convert.conversion.stream import Streams
@@ -46,7 +46,7 @@ from g4convert.planning.layers import layer_steps
 from g4convert.planning.plan import Quantize
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.units import Unit
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.quantization import Method, Scheme
 
 
@@ -99,7 +99,7 @@ class LayerByLayer:
         return of_tokens if self.training is None else {**of_tokens, "training": self.training.fingerprint}
 
     def run(
-        self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Quiet
+        self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Progress
     ) -> dict[int, list[Any]]:
         """Quantize the remaining layers in order; train the scales if the method does.
 
@@ -142,7 +142,7 @@ class LayerByLayer:
         return tuple(sorted(pending) if self._continues(pending) else self._all_layers)
 
     def _run_layers(
-        self, numbers: Sequence[int], streams: Streams, progress: Quiet, team: Team
+        self, numbers: Sequence[int], streams: Streams, progress: Progress, team: Team
     ) -> dict[int, list[Any]]:
         if not numbers:
             return {}
@@ -236,7 +236,7 @@ class LayerByLayer:
         replay: Replay,
         states: tuple[list[F32], list[F32] | None],
         streams: Streams,
-        progress: Quiet,
+        progress: Progress,
         team: Team,
     ) -> list[Any]:
         steps = self._layers[number]
@@ -252,13 +252,13 @@ class LayerByLayer:
             rows.append(row)
             progress.tick(1, quantized[row[0]].weight.name)
 
-        weights = Weights(
+        weights = LayerWeights(
             {path: quantized[step].weight.module for path, step in steps.items()},
             lambda path: source_weight(quantized[steps[path]], self.conversion.checkpoint, streams.reader),
             write,
             note,
         )
-        choice, signed = Choice(Method.GPTQ, ""), self.conversion.plan.recipe.signed
+        choice, signed = MethodChoice(Method.GPTQ, ""), self.conversion.plan.recipe.signed
         packed = (quantized[step] for step in steps.values())
         schemes: dict[str, Scheme] = {one.weight.module: choice.scheme(one.packing, signed=signed) for one in packed}
         rounding = Rounding(schemes, team, replay.device)

@@ -19,7 +19,7 @@ import torch
 from g4convert.calibration.distill import Distillation, Schedule
 from g4convert.calibration.states import States
 from g4convert.calibration.student import Student
-from g4convert.calibration.targets import Targets
+from g4convert.calibration.targets import SoftTargets
 from g4convert.calibration.team import in_order
 from g4convert.calibration.tokens import Tokens, held_out
 from g4convert.calibration.trained import Trained, is_trained
@@ -34,7 +34,7 @@ from g4convert.forward.models import Model
 from g4convert.forward.streaming import run_together, stream_of
 from g4convert.gemma4 import Role
 from g4convert.planning.training import TrainingMemory
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.quantities import size
 
 SHARES: Final = 1.0, 0.5, 0.25, 0.0
@@ -101,7 +101,7 @@ class ScaleTraining:
         return False
 
     def run(
-        self, rows: Mapping[int, list[Any]], streams: Streams, progress: Quiet, pool: Executor
+        self, rows: Mapping[int, list[Any]], streams: Streams, progress: Progress, pool: Executor
     ) -> dict[int, list[Any]]:
         """Train the scales and write them; resume an earlier run.
 
@@ -125,8 +125,8 @@ class ScaleTraining:
             self._train(rows, streams, progress, pool)
         return self._trained.write(streams)
 
-    def _make_targets(self, streams: Streams, progress: Quiet, pool: Executor) -> None:
-        left = Targets.left(self.states, self.tokens.samples)
+    def _make_targets(self, streams: Streams, progress: Progress, pool: Executor) -> None:
+        left = SoftTargets.left(self.states, self.tokens.samples)
         if not left:
             return
         progress.step("targets", len(left), "samples")
@@ -137,7 +137,7 @@ class ScaleTraining:
             targets.make(s, states)
             progress.tick(1)
 
-    def _train(self, rows: Mapping[int, list[Any]], streams: Streams, progress: Quiet, pool: Executor) -> None:
+    def _train(self, rows: Mapping[int, list[Any]], streams: Streams, progress: Progress, pool: Executor) -> None:
         quantized = self.conversion.plan.quantized
         names = {quantized[row[0]].scale.name for layer in rows.values() for row in layer}
         student = Student.open(self.conversion.staging.partial, names)
@@ -151,13 +151,13 @@ class ScaleTraining:
         for share in SHARES:
             kl[share] = training.judged(share)
             progress.tick(len(judging))
-        share = taken(kl)
+        share = best_share(kl)
         student.go(share)
         gained = {"share": share, "kl": {f"{one:g}": _short(kl[one]) for one in SHARES}, "held_out": len(judging)}
         self._trained.keep(rows, student.stored(), gained, streams)
 
-    def _targets(self, model: Model) -> Targets:
-        return Targets.open(self.states, Head.of(model), self.tokens.samples, self.tokens.length)
+    def _targets(self, model: Model) -> SoftTargets:
+        return SoftTargets.open(self.states, Head.of(model), self.tokens.samples, self.tokens.length)
 
     def _is_head(self, role: Role) -> bool:
         tied = self.conversion.plan.architecture.tied_embeddings
@@ -168,7 +168,7 @@ class ScaleTraining:
         return Trained(self.conversion, self.states.directory / "scales.safetensors")
 
 
-def taken(kl: Mapping[float, float]) -> float:
+def best_share(kl: Mapping[float, float]) -> float:
     """Return the share with the least KL, the smallest of equals; a share whose KL is not finite is never taken."""
     return min(sorted(kl), key=lambda share: kl[share] if np.isfinite(kl[share]) or not share else np.inf)
 

@@ -43,7 +43,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class Targets:
+class SoftTargets:
     """Final states of the original, and the kept ids of each token with their weights.
 
     Args:
@@ -70,7 +70,7 @@ class Targets:
         return [int(s) for s in np.flatnonzero(files.open(_DONE, (samples,)) == 0)]
 
     @classmethod
-    def open(cls, files: States, head: Head, samples: int, length: int) -> "Targets":
+    def open(cls, files: States, head: Head, samples: int, length: int) -> "SoftTargets":
         """Open the arrays of an earlier run, or make new ones.
 
         Raises:

@@ -25,7 +25,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Done
-from g4convert.conversion.result import Choice
+from g4convert.conversion.result import MethodChoice
 from g4convert.conversion.resume import checksum
 from g4convert.conversion.stream import Streams
 from g4convert.planning.plan import Quantize
@@ -107,7 +107,7 @@ class Trained:
         packed, (n, k) = self.conversion.layout.placed[step.packed.name], step.weight.shape
         words = np.frombuffer(written.read(packed.file, packed.begin, step.packed.nbytes), np.int32).reshape(n, -1)
         codes = codes_of(words, step.packing.num_bits)[:, :k]
-        scheme = Choice(Method.GPTQ, "").scheme(step.packing, signed=self.conversion.plan.recipe.signed)
+        scheme = MethodChoice(Method.GPTQ, "").scheme(step.packing, signed=self.conversion.plan.recipe.signed)
         weight = source_weight(step, self.conversion.checkpoint, streams.reader)
         stats: TileStats = stats_of(scheme, weight, codes, scales[step.scale.name].float().numpy())
         return [row[0], *astuple(stats)]

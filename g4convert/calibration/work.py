@@ -11,7 +11,7 @@ from g4convert.calibration.team import Team
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class LayerWeights:
     """Weights that a recipe packs in one layer, by path inside it (`self_attn.q_proj`, `experts.3.down_proj`).
 
     Args:
@@ -41,6 +41,6 @@ class LayerWork:
 
     replay: Replay
     number: int
-    weights: Weights
+    weights: LayerWeights
     rounding: Rounding
     team: Team

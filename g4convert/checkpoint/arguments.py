@@ -28,7 +28,7 @@ _KEYS: Final = {
 _DTYPES: Final = frozenset(
     (
         *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (*range(1, 9), 16, 32, 64)),
-        *("bfloat16", "float16", "float32", "float64", "complex32", "complex64", "complex128", "bool"),
+        *("bfloat16", "float16", "float32", "float64", "bcomplex32", "complex32", "complex64", "complex128", "bool"),
         *("half", "float", "double", "chalf", "cfloat", "cdouble", "short", "int", "long"),
         *(
             "qint8",

@@ -27,7 +27,7 @@ from g4convert.cli.flags import Command, Group
 from g4convert.cli.generate import generate
 from g4convert.cli.inspect import inspect
 from g4convert.cli.options import Version
-from g4convert.cli.panels import Manner
+from g4convert.cli.panels import ErrorStyle
 from g4convert.cli.plan import plan
 from g4convert.cli.quantize import quantize
 from g4convert.cli.reference import reference
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always, with the exit status.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    manner = Manner()
+    manner = ErrorStyle()
     gc.set_threshold(200_000)  # a plan has a hundred thousand small objects without cycles
     try:
         status = _status(given, manner)
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(status)
 
 
-def _status(given: list[str], manner: Manner) -> int:
+def _status(given: list[str], manner: ErrorStyle) -> int:
     """Run a command line and return its exit status, if no error was raised.
 
     Raises:
@@ -192,12 +192,12 @@ def _after_stop(error: Interrupted, given: Sequence[str]) -> str:
     return error.hint or (again if given and given[0] in _STARTED_AGAIN else "")
 
 
-def _fail(raised: Exception, manner: Manner, given: Sequence[str]) -> NoReturn:
+def _fail(raised: Exception, manner: ErrorStyle, given: Sequence[str]) -> NoReturn:
     """Print an error and exit with its status; whatever is raised after a stop is the stop."""
     from g4convert.cli import show
 
     error = raised if isinstance(raised, G4Error) else None
-    if stops.asked() and not isinstance(error, Interrupted):
+    if stops.was_asked_to_stop() and not isinstance(error, Interrupted):
         error = Interrupted("stopped")
     error = error or refusal_within(raised) or crash(raised)
     if isinstance(error, Interrupted):

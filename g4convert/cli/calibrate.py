@@ -37,7 +37,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
 
     ranks = Ranks.join()
     try:
-        with verification.Printed(quiet=quiet or not ranks.leads, no_color=no_color).watched() as progress:
+        with verification.PrintOptions(quiet=quiet or not ranks.leads, no_color=no_color).watched() as progress:
             done = calibrate_in(
                 ranks,
                 model,

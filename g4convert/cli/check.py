@@ -28,11 +28,11 @@ def check(  # noqa: PLR0913 - one parameter for each option
     from g4convert.api.check import check as judge
     from g4convert.checkpoint import source
     from g4convert.cli import next_steps, show, show_engines
-    from g4convert.inspection.engines import Asked
+    from g4convert.inspection.engines import CheckRequest
     from g4convert.inspection.fix import Fixed
     from g4convert.inspection.fix import fix as mend
 
-    asked = Asked.of(Path(output), engine or (), tp or ())  # names first: they need no look-up
+    asked = CheckRequest.of(Path(output), engine or (), tp or ())  # names first: they need no look-up
     found_at = source.resolve(output)
     if fix and found_at.revision:
         raise UsageError(

@@ -55,7 +55,7 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     from g4convert.fitting.choices import DEFAULT_CHOICES
     from g4convert.request import DEFAULTS
 
-    with verification.Printed(quiet=quiet, no_color=no_color).watched() as progress:
+    with verification.PrintOptions(quiet=quiet, no_color=no_color).watched() as progress:
         found = make(
             model,
             output,

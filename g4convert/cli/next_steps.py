@@ -21,7 +21,7 @@ from g4convert.checkpoint.record import record
 from g4convert.cli.tables import in_lines
 from g4convert.conversion.result import serve_command
 from g4convert.errors import G4Error
-from g4convert.planning.recipe import DEFAULT, Method
+from g4convert.planning.recipe import DEFAULT, RecipeMethod
 from g4convert.planning.recipe_files import load, shipped
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def show_next(out: "Console", command: str, what: str = "", then: str = "") -> N
 
 def output_name(model: str, recipe: "Recipe") -> str:
     """Return a name for the output of a model: `gemma-W4A16`, with the method if a recipe has one of its own."""
-    method = "" if recipe.method is Method.AUTO else f"-{recipe.method}"
+    method = "" if recipe.method is RecipeMethod.AUTO else f"-{recipe.method}"
     return f"{model.rpartition('/')[2]}-W{recipe.num_bits}A16{method}"
 
 

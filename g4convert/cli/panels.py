@@ -2,7 +2,7 @@
 
 PANELS    Order of the panels in every command's help
 Manner    Options of printing errors
-manner    Callback of an option that sets a field of `Manner`
+manner    Callback of an option that sets a field of `ErrorStyle`
 marked    Marks the default among the names that an option takes
 
 `run_option`, `print_option` and `verify_option` are `typer.Option` with their panel.
@@ -30,7 +30,7 @@ print_option = partial(typer.Option, rich_help_panel=_PRINT)
 
 
 @dataclass(slots=True)
-class Manner:
+class ErrorStyle:
     """Options for printing an error, set by the options of the command that raises it."""
 
     verbose: bool = False
@@ -38,8 +38,8 @@ class Manner:
 
 
 def manner(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:  # noqa: FBT001 - as Typer calls it
-    """Store an option's value in the command's `Manner`, and return it."""
-    setattr(ctx.ensure_object(Manner), str(param.name), value)
+    """Store an option's value in the command's `ErrorStyle`, and return it."""
+    setattr(ctx.ensure_object(ErrorStyle), str(param.name), value)
     return value
 
 

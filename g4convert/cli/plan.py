@@ -31,7 +31,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
 
     found = make(model, recipe=resolved, tp=tp or TENSOR_PARALLEL, workers=workers)
     print_plan(found, as_json=as_json, no_color=no_color, verbose=verbose)
-    found.outlook.hold(found.plan.recipe, tp or (1,))
+    found.outlook.require_engines(found.plan.recipe, tp or (1,))
     if not as_json and found.plan.quantized:
         from g4convert.cli import next_steps, show, show_methods
 

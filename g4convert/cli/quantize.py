@@ -15,7 +15,7 @@ from g4convert.request import DEFAULTS, VERIFY_AFTER, verified_after
 if TYPE_CHECKING:
     from g4convert.api.quantize import Quantized
     from g4convert.cli.next_steps import Step
-    from g4convert.cli.verification import Printed
+    from g4convert.cli.verification import PrintOptions
     from g4convert.conversion.job import Conversion, Job
     from g4convert.conversion.result import Summary
     from g4convert.planning.recipe import Recipe
@@ -64,7 +64,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         overwrite=overwrite,
         calibration=calibration,
     )
-    how = verification.Printed(quiet=quiet, verbose=verbose, no_color=no_color)
+    how = verification.PrintOptions(quiet=quiet, verbose=verbose, no_color=no_color)
     if dry_run:
         conversion = prepare(job)
         if conversion.already_done and not as_json:
@@ -94,7 +94,7 @@ def _no_output(model: str, resolved: "Resolved") -> UsageError:
     return UsageError("no output directory", hint=f"say where to write: -o {shlex.quote(name)}")
 
 
-def _say_done(job: "Job", how: "Printed", rest: str = "") -> None:
+def _say_done(job: "Job", how: "PrintOptions", rest: str = "") -> None:
     """Print that the output exists, made from the same source by the same recipe and version."""
     if how.quiet:
         return
@@ -102,7 +102,7 @@ def _say_done(job: "Job", how: "Printed", rest: str = "") -> None:
     print_done(job.output, made_by + rest, no_color=how.no_color)
 
 
-def _print_done(job: "Job", done: "Quantized", how: "Printed", *, as_json: bool) -> None:
+def _print_done(job: "Job", done: "Quantized", how: "PrintOptions", *, as_json: bool) -> None:
     """Print the verdict on an output that existed.
 
     Raises:
@@ -133,14 +133,14 @@ def _planned(conversion: "Conversion") -> "PlanReport":
         job.recipe,
         conversion.plan,
         conversion.layout,
-        conversion.outlook.advised(),
+        conversion.outlook.with_remedies(),
         workers=job.workers,
         tokens=given.tokens if given and own_texts else bundled_tokens(conversion.checkpoint),
         own_texts=own_texts,
     )
 
 
-def _print(done: "Quantized", summary: "Summary", recipe: "Recipe", how: "Printed", *, as_json: bool) -> None:
+def _print(done: "Quantized", summary: "Summary", recipe: "Recipe", how: "PrintOptions", *, as_json: bool) -> None:
     """Print the verdict if it passed, the closing card, and then the faults that the verification found.
 
     Raises:

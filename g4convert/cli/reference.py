@@ -25,7 +25,7 @@ def reference(  # noqa: PLR0913 - one parameter for each option
     from g4convert.cli import verification
 
     asked = Request(output, None, Level.LOGITS, None, prompts, memory, dtype, device)
-    how = verification.Printed(quiet=quiet, no_color=no_color)
+    how = verification.PrintOptions(quiet=quiet, no_color=no_color)
     place = source.resolve(model)
     found = verification.store(place, asked, how, overwrite=overwrite)
     if as_json:

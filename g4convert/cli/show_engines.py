@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from g4convert.cli import show_report
 from g4convert.cli.tables import facts, in_lines, put, table
 from g4convert.engines.limits import TORN
-from g4convert.engines.remarks import Remark, Topic, Way
+from g4convert.engines.remarks import Remark, Remedy, Topic
 from g4convert.engines.verdicts import BASIS, Loads, Verdict
 from g4convert.errors import GateError
 
@@ -53,7 +53,7 @@ def verdicts(out: "Console", found: Iterable[Verdict], *, command: str = "", ver
     _ways(out, _remedies(given), command)
 
 
-def _remedies(given: Sequence[Verdict]) -> dict[str, tuple[Way, ...]]:
+def _remedies(given: Sequence[Verdict]) -> dict[str, tuple[Remedy, ...]]:
     """Return the ways that make each refusing engine load the checkpoint, by the engine's name."""
     found = {}
     for name in dict.fromkeys(one.name for one in given):
@@ -64,7 +64,7 @@ def _remedies(given: Sequence[Verdict]) -> dict[str, tuple[Way, ...]]:
     return found
 
 
-def _ways(out: "Console", remedies: Mapping[str, tuple[Way, ...]], command: str) -> None:
+def _ways(out: "Console", remedies: Mapping[str, tuple[Remedy, ...]], command: str) -> None:
     """Print the options that let more engines load a checkpoint, those for most engines first, and other ways."""
     options = {way.options: way for ways in remedies.values() for way in ways if way.options}
     others: dict[str, list[str]] = {}

@@ -12,7 +12,7 @@ from rich.text import Text
 from g4convert.cli.show_engines import verdicts
 from g4convert.cli.show_methods import basis, methods
 from g4convert.cli.tables import facts, fitted, put, table
-from g4convert.planning.recipe import Method
+from g4convert.planning.recipe import RecipeMethod
 from g4convert.quantities import count, plural, rough_duration, size
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     recipe, architecture = found.recipe.recipe, found.plan.architecture
     out.print(f"[bold]{escape(found.source.typed)}[/]: {escape(architecture.family)}", soft_wrap=True)
     spelled = [dialect(use.description, use.count, use.example) for use in found.plan.inventory.dialects]
-    method = f"{recipe.method}{_AUTO}" if recipe.method is Method.AUTO else recipe.method
+    method = f"{recipe.method}{_AUTO}" if recipe.method is RecipeMethod.AUTO else recipe.method
     top = {
         "model type": architecture.model_type,
         "names": "\n".join(spelled),

@@ -14,9 +14,9 @@ from g4convert.cli.tables import facts, prose, put, table
 from g4convert.quantities import plural, size
 
 if TYPE_CHECKING:
-    from g4convert.conversion.result import Choice, ErrorRow, Summary
+    from g4convert.conversion.result import ErrorRow, MethodChoice, Summary
     from g4convert.engines.verdicts import Verdict
-    from g4convert.planning.costs import Cost
+    from g4convert.planning.costs import MethodCost
     from g4convert.planning.recipe import Recipe
 
 _MUCH = 1 / 4
@@ -94,7 +94,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     show_next(out, *following)
 
 
-def _method(choice: "Choice") -> str:
+def _method(choice: "MethodChoice") -> str:
     """Return the method and the reason for it, for `auto` by the sample that it chose by."""
     found = choice.sample
     if found is None:
@@ -119,7 +119,7 @@ def _kept(done: "Summary") -> str:
 
 
 def answers(
-    done: "Summary", metrics: Mapping[str, Any] | None, costs: Sequence["Cost"], recipe: "Recipe"
+    done: "Summary", metrics: Mapping[str, Any] | None, costs: Sequence["MethodCost"], recipe: "Recipe"
 ) -> tuple[str, Table | None]:
     """Return a sentence on the distance of a conversion's answers from the original's, and a table of methods below it.
 
@@ -129,7 +129,7 @@ def answers(
         costs: costs of the method that ran, then of others.
         recipe: the recipe.
     """
-    from g4convert.cli.show_methods import conclusion, expected, judged, measured_on, others
+    from g4convert.cli.show_methods import conclusion, expected, measured_on, others, verdict_legend
 
     loss = (metrics or {}).get("loss")
     if loss is not None:
@@ -141,7 +141,7 @@ def answers(
     if (table := others(costs, str(method))) is not None:
         drawn = conclusion(costs)
         kl = f"KL: mean KL to the original, {measured_on(costs)}"
-        return f"{told}. {kl}. {judged()}{drawn and f'. {drawn}'}:", table
+        return f"{told}. {kl}. {verdict_legend()}{drawn and f'. {drawn}'}:", table
     has_experts = any(row.role == "experts" for row in done.sizes)
     known = expected(recipe, has_experts=has_experts)
     return f"{told}; {known}" if known else told, None

@@ -31,7 +31,7 @@ def listen() -> None:
     sys.unraisablehook = _dropped
 
 
-def asked() -> bool:
+def was_asked_to_stop() -> bool:
     """Return whether the program was told to stop, also where a library made another exception of it."""
     return bool(_asked)
 

@@ -8,8 +8,8 @@ from g4convert.checkpoint.source import Source
 from g4convert.checkpoint.uses import original
 from g4convert.cli import show, show_report
 from g4convert.errors import GateError, UsageError
-from g4convert.places import check_apart, is_there
-from g4convert.progress import Quiet, watch
+from g4convert.places import already_exists, check_apart
+from g4convert.progress import Progress, watch
 from g4convert.report import Report, Severity
 from g4convert.whole_files import check_writable, write_whole
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Printed:
+class PrintOptions:
     """Options for printing and writing a report.
 
     Args:
@@ -53,19 +53,19 @@ class Printed:
         for path in files:
             check_writable(path)
 
-    def watched(self) -> Quiet:
+    def watched(self) -> Progress:
         """Return a display of progress on stderr; it shows nothing if quiet."""
         return watch(show.messages(no_color=self.no_color), quiet=self.quiet)
 
 
-def print_report(found: Report, how: Printed) -> None:
+def print_report(found: Report, how: PrintOptions) -> None:
     """Print the report as text on stdout; if quiet, only a report that does not pass."""
     if not how.quiet or found.exit_code(strict=how.strict):
         out = show.console(no_color=how.no_color)
         show_report.report(out, found, strict=how.strict, verbose=how.verbose)
 
 
-def tell_end(found: Report, how: Printed, *, as_json: bool) -> None:
+def tell_end(found: Report, how: PrintOptions, *, as_json: bool) -> None:
     """Print the result of the verification at the end of a conversion.
 
     Raises:
@@ -83,7 +83,7 @@ def tell_end(found: Report, how: Printed, *, as_json: bool) -> None:
         )
 
 
-def store(source: Source, asked: "Request", how: Printed, *, overwrite: bool) -> dict[str, Any]:
+def store(source: Source, asked: "Request", how: PrintOptions, *, overwrite: bool) -> dict[str, Any]:
     """Run a model and store its answers as a reference file; a file that the same command made is kept.
 
     Returns:
@@ -95,7 +95,7 @@ def store(source: Source, asked: "Request", how: Printed, *, overwrite: bool) ->
     """
     path = asked.output
     if path.exists() and not path.is_file():
-        raise is_there(path)
+        raise already_exists(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a stored reference ends in .safetensors", hint=f"-o {path.name}.safetensors")
     check_apart([path], [source.path, *([] if asked.prompts is None else [asked.prompts])])
@@ -122,7 +122,7 @@ def store(source: Source, asked: "Request", how: Printed, *, overwrite: bool) ->
     return {"schema_version": 1, "output": str(path), "model": source.name, **counts, **stored.facts, **done}
 
 
-def write_files(found: Report, how: Printed, *, say: bool) -> None:
+def write_files(found: Report, how: PrintOptions, *, say: bool) -> None:
     """Write the report as JUnit XML and as an HTML page, where such files are requested; with `say`, name them."""
     written = {}
     if how.junit is not None:

@@ -50,7 +50,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     from g4convert.cli import next_steps, show, verification
 
     out = source.resolve(output).path
-    how = verification.Printed(quiet, verbose, no_color, strict, junit, html)
+    how = verification.PrintOptions(quiet, verbose, no_color, strict, junit, html)
     how.check_places(out, *(Path(one) for one in (reference, profile, prompts) if one is not None))
     with how.watched() as progress:
         found = judge(

@@ -26,7 +26,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.gguf import is_gguf
 from g4convert.conversion.identity import Model
 from g4convert.conversion.pictures import Pictures
-from g4convert.conversion.statistics import MEAN_SQUARE, TOKENS, Inputs, Statistics, hash_of
+from g4convert.conversion.statistics import MEAN_SQUARE, TOKENS, InputStatistics, Statistics, hash_of
 from g4convert.errors import InputError
 from g4convert.whole_files import write_whole
 
@@ -183,7 +183,7 @@ def _checked(path: Path, ids: NDArray[Any] | None) -> I32:
     return np.ascontiguousarray(ids)
 
 
-def _inputs(arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, Inputs]]:
+def _inputs(arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, InputStatistics]]:
     """Pairs of tensors by module.
 
     Raises:
@@ -197,4 +197,4 @@ def _inputs(arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, Inputs]]:
             raise ValueError(module)
         if not np.isfinite(squares).all() or squares.min() < 0:
             raise ValueError(module)
-        yield module, Inputs(squares, tokens)
+        yield module, InputStatistics(squares, tokens)

@@ -94,7 +94,7 @@ def _is_unchanged(directory: Path, file: WeightFile, reader: Reader) -> bool:
     return os.path.samestat(named, found) and (file.size, file.mtime_ns) == (found.st_size, found.st_mtime_ns)
 
 
-def touched(checkpoint: Checkpoint, sample: str) -> list[str]:
+def changed_times(checkpoint: Checkpoint, sample: str) -> list[str]:
     """Return a line for each weight file that has another time than when it was opened, and its old time.
 
     Args:

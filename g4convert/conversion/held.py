@@ -8,7 +8,7 @@ from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 
 
-def held(directory: Path, made: Mapping[str, Any] | None) -> str:
+def describe_existing(directory: Path, made: Mapping[str, Any] | None) -> str:
     """Return words on the conversion that a directory holds, and how it differs; empty without a record."""
     said = record(directory)
     source, recipe = part(said, "source").get("name"), part(said, "recipe").get("name")

@@ -132,7 +132,7 @@ def prepare(job: Job) -> Conversion:
     _check_method(job, plan)
     calibration = _calibration(job, plan, checkpoint)
     outlook = Outlook.of(plan, (*TENSOR_PARALLEL, *job.tps))
-    outlook.hold(plan.recipe, job.tps)
+    outlook.require_engines(plan.recipe, job.tps)
     layout = lay_out(plan)
     check_side_files(checkpoint)
     staging = Staging.of(job.output)

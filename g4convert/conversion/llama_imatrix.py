@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 
 from g4convert.checkpoint.gguf import Gguf, read_gguf
-from g4convert.conversion.statistics import Inputs, Statistics
+from g4convert.conversion.statistics import InputStatistics, Statistics
 from g4convert.errors import InputError
 
 _MODULES: Final = {
@@ -85,7 +85,7 @@ def _faults(file: Gguf) -> Iterator[str]:
             yield f"{base}: a count is negative or not finite"
 
 
-def _inputs(file: Gguf) -> Iterator[tuple[str, Inputs]]:
+def _inputs(file: Gguf) -> Iterator[tuple[str, InputStatistics]]:
     """Yield the input statistics by module; skips modules without rows."""
     for name, sums in file.tensors.items():
         match = _NAME.fullmatch(name)
@@ -97,7 +97,7 @@ def _inputs(file: Gguf) -> Iterator[tuple[str, Inputs]]:
         mean[counts == 0] = 0
         if counts.any():
             each = np.rint(counts).astype(np.int64)
-            yield module, Inputs(mean, each) if ".experts." in module else Inputs(mean[0], each[:1])
+            yield module, InputStatistics(mean, each) if ".experts." in module else InputStatistics(mean[0], each[:1])
 
 
 def _number(file: Gguf, key: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
-from g4convert.conversion.result import Choice, OnGrid
+from g4convert.conversion.result import MethodChoice, OnGrid
 from g4convert.errors import UsageError
 from g4convert.gemma4 import TABLES, Role
 from g4convert.planning.packings import LATTICE_BITS
@@ -26,7 +26,7 @@ _LINEARS = 32
 _ROWS = 8
 
 
-def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
+def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> MethodChoice:
     """Return the recipe's method; for `auto`, the method chosen by a sample of the source.
 
     Raises:
@@ -36,12 +36,12 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     if plan.recipe.is_calibrated and plan.recipe.qat == "keep":
         _refuse_lattice(plan, checkpoint, reader)
     if plan.recipe.method != "auto":
-        return Choice(Method(plan.recipe.method.value), "as asked")
+        return MethodChoice(Method(plan.recipe.method.value), "as asked")
     if not plan.quantized:
-        return Choice(Method.MSE, "nothing is packed")
+        return MethodChoice(Method.MSE, "nothing is packed")
     if not _on_lattices(plan):
         why = f"source not searched for the grid of a QAT, as that has {LATTICE_BITS} bits"
-        return Choice(Method.MSE, why, OnGrid(0.0, 0, 0))
+        return MethodChoice(Method.MSE, why, OnGrid(0.0, 0, 0))
     found = _sampled(plan, checkpoint, reader)
     method = Method.LATTICE if found.share >= LATTICE_SHARE else Method.MSE
     trained = "trained" if method is Method.LATTICE else "not trained"
@@ -49,7 +49,7 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     if found.sampled == found.tensors:
         sample = plural(found.tensors, "tensor")
     why = f"source {trained} for 4 bits (QAT): {found.share:.1%} of groups in {sample} lie on a 4-bit grid"
-    return Choice(method, why, found)
+    return MethodChoice(method, why, found)
 
 
 def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:

@@ -34,7 +34,7 @@ class OnGrid:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class MethodChoice:
     """The method of a conversion, and the reason for it.
 
     Args:
@@ -108,7 +108,7 @@ class Summary:
         calibration: inputs and results of a calibrated method, as JSON; None for other methods.
     """
 
-    choice: Choice
+    choice: MethodChoice
     sizes: tuple[RoleSize, ...]
     files: int
     total: ErrorRow
@@ -155,7 +155,7 @@ class Summary:
 
 def summarize(
     plan: Plan,
-    choice: Choice,
+    choice: MethodChoice,
     files: int,
     results: Mapping[int, Iterable[list[Any]]],
     calibration: Mapping[str, Any] | None = None,

@@ -40,7 +40,7 @@ def check_sizes(directory: Path, layout: Layout) -> None:
         )
 
 
-def sound(
+def intact_units(
     done: Mapping[int, Done], units: tuple[Unit, ...], source: Reader, directory: Path, layout: Layout
 ) -> dict[int, Done]:
     """Return the finished units whose bytes are intact."""

@@ -16,14 +16,14 @@ from g4convert.checkpoint.hashes import file_hashes
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.card import model_card
 from g4convert.conversion.drops import check_drops
-from g4convert.conversion.fingerprint import check_unchanged, fingerprint, plan_facts, touched
+from g4convert.conversion.fingerprint import changed_times, check_unchanged, fingerprint, plan_facts
 from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Journal
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.result import Choice, Summary, summarize
-from g4convert.conversion.resume import sound
+from g4convert.conversion.result import MethodChoice, Summary, summarize
+from g4convert.conversion.resume import intact_units
 from g4convert.conversion.side_files import json_bytes, names_of_files, provenance, write_known
 from g4convert.conversion.stream import Streams, run_units
 from g4convert.conversion.weighting import Weighting
@@ -31,7 +31,7 @@ from g4convert.conversion.workers import workers_for
 from g4convert.conversion.writer import ShardWriter, write_heads
 from g4convert.errors import G4Error, InputError
 from g4convert.planning.units import Unit
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 
 class Layers(Protocol):
@@ -42,7 +42,7 @@ class Layers(Protocol):
         """Return all facts that the written bytes depend on, as JSON."""
 
     def run(
-        self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Quiet
+        self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Progress
     ) -> dict[int, list[Any]]:
         """Quantize the layers in order and journal each; return the statistics of all units done or changed."""
 
@@ -56,7 +56,7 @@ class Layers(Protocol):
         """Remove working files that a finished output does not need."""
 
 
-def convert(conversion: Conversion, progress: Quiet, ranks: Ranks, layers: Layers | None = None) -> Summary | None:
+def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: Layers | None = None) -> Summary | None:
     """Write the output.
 
     Args:
@@ -106,7 +106,7 @@ def convert(conversion: Conversion, progress: Quiet, ranks: Ranks, layers: Layer
                 if layers is not None:
                     results |= layers.run(layered, started.done, streams, progress)
             except InputError as error:
-                raise _given_up(conversion, started, error) from error
+                raise _give_up(conversion, started, error) from error
             for other in ranks.gather(results):
                 results |= other
             if not ranks.leads:
@@ -117,7 +117,7 @@ def convert(conversion: Conversion, progress: Quiet, ranks: Ranks, layers: Layer
         try:
             check_unchanged(conversion.checkpoint, reader)
         except InputError as error:
-            raise _given_up(conversion, started, error) from error
+            raise _give_up(conversion, started, error) from error
         files = len(conversion.layout.shards)
         results = {**started.done, **results}
         report = weighting.report(conversion.plan) if layers is None else layers.report(results)
@@ -163,7 +163,7 @@ def _facts(conversion: Conversion) -> dict[str, Any]:
 class _Started:
     """Message from rank 0 to the other ranks: the chosen method, the finished units and the pending units."""
 
-    choice: Choice
+    choice: MethodChoice
     fingerprint: Mapping[str, Any]
     done: Mapping[int, list[Any]]
     pending: tuple[int, ...]
@@ -171,12 +171,12 @@ class _Started:
     """Identifier of the run whose lock rank 0 holds."""
 
 
-def _given_up(conversion: Conversion, started: _Started, error: InputError) -> InputError:
+def _give_up(conversion: Conversion, started: _Started, error: InputError) -> InputError:
     """Return the error to raise; drop OUT.partial if no run can finish it: a weight is not finite, or is another now.
 
     A source that only got other times may get them back. Until then OUT.partial is refused by its fingerprint.
     """
-    if times := touched(conversion.checkpoint, started.fingerprint["sample"]):
+    if times := changed_times(conversion.checkpoint, started.fingerprint["sample"]):
         hint = f"if only its times changed, set them back, and the same command continues {conversion.staging.partial}"
         return InputError(error.message, offenders=times, hint=hint)
     conversion.staging.drop()
@@ -216,7 +216,7 @@ def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock, layers: 
     else:  # these bytes need no weight, so they are rewritten without comparing them
         write_heads(staging.partial, layout)
         write_others(staging.partial)
-    done = sound(claimed, units, reader, staging.partial, layout) if claimed else {}
+    done = intact_units(claimed, units, reader, staging.partial, layout) if claimed else {}
     if layers is not None:  # a journal that was forged has rows of another form
         done = {number: one for number, one in done.items() if number < conversion.tiled or layers.is_of(one.stats)}
     pending = tuple(number for number in range(len(units)) if number not in done)

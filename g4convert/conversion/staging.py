@@ -17,7 +17,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from g4convert.conversion.held import held
+from g4convert.conversion.held import describe_existing
 from g4convert.conversion.journal import Done, Journal, is_journal, is_replaced, read_done
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.resume import check_sizes
@@ -115,7 +115,7 @@ class Staging:
         if not target.is_dir() or not any(target.iterdir()):
             return
         if not overwrite:
-            text = f"not empty{held(target, made)}"
+            text = f"not empty{describe_existing(target, made)}"
             raise UsageError(f"{self.output}: {text}", hint=f"{another}, or --overwrite to replace this one")
         if not (target / "config.json").is_file():
             text = "not empty, and holds no config.json: not a checkpoint, so not overwritten"

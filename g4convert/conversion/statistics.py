@@ -46,7 +46,7 @@ def source_of(path: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class InputStatistics:
     """Input statistics of one module, or of the experts of a layer.
 
     Args:
@@ -105,7 +105,7 @@ class Statistics:
         kinds: number of token ids by kind of text; empty if unknown.
     """
 
-    inputs: Mapping[str, Inputs]
+    inputs: Mapping[str, InputStatistics]
     model: Model | None
     origin: str = "g4convert"
     tokens: str = ""
@@ -137,7 +137,7 @@ class Statistics:
         return Coverage.of(np.concatenate(each)) if each else None
 
     @property
-    def _experts(self) -> Mapping[str, "Inputs"]:
+    def _experts(self) -> Mapping[str, "InputStatistics"]:
         """Statistics of the inputs of each layer's experts, which gate and up share, by the experts' module."""
         return {
             Name(name).experts: inputs

@@ -23,7 +23,7 @@ from g4convert.conversion.journal import Done, Journal
 from g4convert.conversion.writer import ShardWriter
 from g4convert.errors import InputError, Interrupted
 from g4convert.planning.units import CopyTask, MoveTask, QuantizeTask, Unit
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.quantization import NonFiniteError, Scheme, Tiles, TileStats
 from g4convert.tensors import DType
 
@@ -55,7 +55,7 @@ def run_units(  # noqa: PLR0913, PLR0917 -- the work, its places, and who is tol
     streams: Streams,
     schemes: Schemes,
     workers: Iterable[Callable[[], Tiles]],
-    progress: Quiet,
+    progress: Progress,
     written: Callable[[], object] = lambda: None,
 ) -> dict[int, list[Any]]:
     """Do the given units, one thread for each entry of `workers`.
@@ -109,7 +109,7 @@ def _failed(threads: Iterable[Future[None]]) -> bool:
 
 
 def _commit(
-    finished: "SimpleQueue[_Finished]", units: Mapping[int, Unit], streams: Streams, progress: Quiet
+    finished: "SimpleQueue[_Finished]", units: Mapping[int, Unit], streams: Streams, progress: Progress
 ) -> dict[int, list[Any]]:
     """Sync the finished units, append them to the journal, then report progress; return their statistics."""
     batch: dict[int, Done] = {}

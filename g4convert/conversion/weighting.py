@@ -10,7 +10,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.gguf import is_gguf
 from g4convert.conversion.calibration_file import CalibrationFile, check_model
 from g4convert.conversion.llama_imatrix import read_imatrix
-from g4convert.conversion.result import Choice
+from g4convert.conversion.result import MethodChoice
 from g4convert.conversion.statistics import FEW, Statistics, source_of
 from g4convert.errors import InputError
 from g4convert.names import Name
@@ -35,7 +35,7 @@ class Weighting:
     statistics: Statistics | None = None
 
     @classmethod
-    def of(cls, plan: Plan, choice: Choice, statistics: Statistics | None) -> "Weighting":
+    def of(cls, plan: Plan, choice: MethodChoice, statistics: Statistics | None) -> "Weighting":
         """Return the weighting of a plan under the chosen method and statistics."""
         signed = plan.recipe.signed
         schemes = tuple(choice.scheme(step.packing, signed=signed) for step in plan.quantized)

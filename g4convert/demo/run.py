@@ -41,7 +41,7 @@ from g4convert.places import check_above, make_directory
 from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.recipe_files import load
 from g4convert.planning.report import PlanReport
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.verification.probes.suite import make_probes
 
 PARITY = 1e-5
@@ -51,7 +51,7 @@ _RECORD = ".g4convert-demo.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ProbeComparison:
     """One kind of probe, two questions."""
 
     prompt: str
@@ -69,7 +69,7 @@ class Demonstration:
     output: Path
     plan: PlanReport
     summary: Summary
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ProbeComparison, ...]
     is_trained: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,16 +110,16 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
         say(f"quantizing it: {output}")
         recipe = load(DEFAULT, {"assistant": "pack"} if "assistant" in family else None)
         conversion = prepare(Job(Source.at(made / source.name), recipe, made / output.name))
-        summary = convert(conversion, Quiet(), Ranks())
+        summary = convert(conversion, Progress(), Ranks())
         move_into_place(directory, made, (source.name, output.name))
     assert summary is not None  # noqa: S101 - there is one rank, and it leads
-    outlook = conversion.outlook.advised()
+    outlook = conversion.outlook.with_remedies()
     report = PlanReport.of(Source.at(source), recipe, conversion.plan, conversion.layout, outlook)
     say("loading the result in transformers, packed and dequantized")
     return Demonstration(source, output, report, summary, _compare(source, output), family in TRAINED)
 
 
-def _compare(source: Path, output: Path) -> tuple[Comparison, ...]:
+def _compare(source: Path, output: Path) -> tuple[ProbeComparison, ...]:
     """Both differences for every kind of probe that the model takes.
 
     Raises:
@@ -131,7 +131,7 @@ def _compare(source: Path, output: Path) -> tuple[Comparison, ...]:
     for kind in dict.fromkeys(probe.bucket for probe in probes):
         asked = [probe for probe in probes if probe.bucket == kind]
         plain, wanted, packed = (_logits(model, asked) for model in (original, expected, found))
-        comparisons.append(Comparison(kind, compare(wanted, packed), compare(plain, wanted)))
+        comparisons.append(ProbeComparison(kind, compare(wanted, packed), compare(plain, wanted)))
     wrong = [f"{c.prompt}: {c.read_back.relative:.1e}" for c in comparisons if not c.read_back.relative <= PARITY]
     if wrong:
         raise GateError("the packed result computes something else than its dequantized weights", offenders=wrong)

@@ -1,7 +1,7 @@
 """Advice on engines that refuse a checkpoint: changes that would make them load it, and the gate that names these.
 
 Each change is tried on the engines' rules before it is offered, which takes several times as long as the verdicts. So
-`verdicts` gives no advice, and callers that show advice call `advised`.
+`verdicts` gives no advice, and callers that show advice call `with_remedies`.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -10,14 +10,14 @@ from functools import partial
 
 from g4convert.engines import CONTRACTS
 from g4convert.engines.forms import wrong_forms
-from g4convert.engines.remarks import Remark, Topic, Way, joined
+from g4convert.engines.remarks import Remark, Remedy, Topic, joined
 from g4convert.engines.remedies import Change, gpus_of, remedies
-from g4convert.engines.verdicts import SPLITTING, TENSOR_PARALLEL, Loads, Verdict, chosen, judged
+from g4convert.engines.verdicts import SPLITTING, TENSOR_PARALLEL, Loads, Verdict, select_verdicts, verdicts_of_engine
 from g4convert.engines.weights import Weights
 from g4convert.errors import GateError
 
 
-def advised(weights: Weights, found: Iterable[Verdict]) -> tuple[Verdict, ...]:
+def with_remedies(weights: Weights, found: Iterable[Verdict]) -> tuple[Verdict, ...]:
     """Return verdicts with the changes that would make the engine load the checkpoint on as many GPUs."""
     given = tuple(found)
     names = {one.engine: one.name for one in given}
@@ -25,7 +25,9 @@ def advised(weights: Weights, found: Iterable[Verdict]) -> tuple[Verdict, ...]:
     return tuple(_advised(tried, one) for one in given)
 
 
-def refuse(weights: Weights, found: Iterable[Verdict], engines: Collection[str], tps: Collection[int]) -> None:
+def raise_if_refused(
+    weights: Weights, found: Iterable[Verdict], engines: Collection[str], tps: Collection[int]
+) -> None:
     """Raise an error if a required engine cannot load a checkpoint.
 
     Args:
@@ -37,7 +39,7 @@ def refuse(weights: Weights, found: Iterable[Verdict], engines: Collection[str],
     Raises:
         GateError: an engine cannot load it; gives every reason, and changes with which all engines load at all sizes.
     """
-    refused = [one for one in chosen(found, engines, tps) if one.loads is Loads.NO]
+    refused = [one for one in select_verdicts(found, engines, tps) if one.loads is Loads.NO]
     if refused:
         problems = [remark for one in refused for remark in one.problems]
         lines = [f"{one.label}, TP {one.tp}: {remark.line}" for one in refused for remark in one.problems]
@@ -89,7 +91,9 @@ def _advised(tried: _Tried, verdict: Verdict) -> Verdict:
     return replace(verdict, problems=tuple(told), remedies=ways)
 
 
-def _ways(tried: _Tried, engines: Collection[str], tps: Collection[int], problems: Iterable[Remark]) -> tuple[Way, ...]:
+def _ways(
+    tried: _Tried, engines: Collection[str], tps: Collection[int], problems: Iterable[Remark]
+) -> tuple[Remedy, ...]:
     """Return the ways that make all engines load the checkpoint at all sizes."""
     scope = tuple(sorted({*TENSOR_PARALLEL, *tps}))
     splits = not SPLITTING.isdisjoint(engines)
@@ -104,7 +108,7 @@ def _loaded(weights: Weights, engines: Iterable[str], tps: Iterable[int]) -> dic
     fits = dict.fromkeys(tps, False)
     for engine in engines:
         refused = tuple(one for one in wrong_forms(weights, CONTRACTS[engine]) if one.topic is Topic.REFUSED)
-        for one in judged(weights, CONTRACTS[engine], tuple(fits), refused):
+        for one in verdicts_of_engine(weights, CONTRACTS[engine], tuple(fits), refused):
             if one.loads is Loads.NO:
                 fits = {tp: flag for tp, flag in fits.items() if tp != one.tp and engine in SPLITTING}
             elif any(remark.topic is Topic.FLAG for remark in one.caveats):

@@ -21,10 +21,10 @@ from g4convert.engines.module import (
     LM_HEAD,
     Accepts,
     Cut,
-    Kind,
     Module,
+    ModuleKind,
+    ModuleRule,
     Renames,
-    Rule,
     build,
     renamed,
     unbuilt,
@@ -38,9 +38,9 @@ __all__ = [
     "Contract",
     "Cut",
     "Disagreement",
-    "Kind",
     "Matching",
     "Module",
+    "ModuleKind",
     "OnMissing",
     "OnUnknown",
     "Reading",
@@ -87,7 +87,7 @@ class Contract:
     engine: str
     title: str
     versions: str
-    rules: Callable[[Architecture], tuple[Rule, ...]]
+    rules: Callable[[Architecture], tuple[ModuleRule, ...]]
     names: Callable[[Architecture], Renames]
     paths: Callable[[Architecture], Renames]
     matching: Callable[[Architecture], Matching]
@@ -150,7 +150,7 @@ def _lookups(contract: Contract, architecture: Architecture) -> Mapping[str, str
     reading = contract.read(architecture, ())
     found: dict[str, str] = {}
     for module in _modules(contract, architecture):
-        if module.kind is Kind.EXPERTS:
+        if module.kind is ModuleKind.EXPERTS:
             found |= {shard: f"{module.name}.{Name(shard).in_experts}" for shard in module.shards}
         else:
             found |= {shard: reading.lookup_of(module, shard) for shard in module.shards or (LM_HEAD,)}

@@ -32,7 +32,7 @@ class Stored(StrEnum):
     STACKED = "plain, all experts of the layer in one tensor"
 
 
-class Fault(StrEnum):
+class FaultKind(StrEnum):
     """Kind of fault."""
 
     IGNORED = "packed, although ignored"
@@ -45,7 +45,7 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ModuleFault:
     """A checkpoint module that an engine would not load correctly.
 
     Args:
@@ -55,7 +55,7 @@ class Problem:
         detail: the names that differ, or the reason why the engine does not take the form; empty otherwise.
     """
 
-    fault: Fault
+    fault: FaultKind
     module: Module
     shard: str
     detail: Reason = _NO_DETAIL
@@ -63,7 +63,7 @@ class Problem:
 
 def judge(
     contract: Contract, architecture: Architecture, reading: Reading, stored: Mapping[str, Stored]
-) -> Iterator[Problem]:
+) -> Iterator[ModuleFault]:
     """Yield the problems of an engine's modules with the stored ones.
 
     Args:
@@ -81,13 +81,13 @@ def judge(
         for shard in module.shards or (LM_HEAD,):
             form = stored.get(shard) if module.shards else Stored.PLAIN
             if form is None:
-                yield from () if shard in spare else (Problem(Fault.MISSING, module, shard),)
+                yield from () if shard in spare else (ModuleFault(FaultKind.MISSING, module, shard),)
                 continue
             if form is Stored.PACKED and module.accepts is Accepts.PLAIN:
-                yield Problem(Fault.REFUSED, module, shard, module.note)
+                yield ModuleFault(FaultKind.REFUSED, module, shard, module.note)
             out_of_reach = form is Stored.STACKED and contract.stacks_experts
             if named and not out_of_reach and (fault := _misbuilt(reading, module, shard, form, named)):
-                yield Problem(fault, module, shard)
+                yield ModuleFault(fault, module, shard)
 
 
 def _unread(architecture: Architecture) -> Iterator[str]:
@@ -97,13 +97,13 @@ def _unread(architecture: Architecture) -> Iterator[str]:
             yield from (f"{architecture.text_prefix}layers.{n}.self_attn.{part}_proj" for part in "kv")
 
 
-def _stop(built: Disagreement) -> Problem:
+def _stop(built: Disagreement) -> ModuleFault:
     """Return a disagreement as the problem that the engine stops with."""
     shard = (built.module.shards or (LM_HEAD,))[0]
     if len(set(built.names.values())) == 1:
-        return Problem(Fault.UNNAMED, built.module, shard)
+        return ModuleFault(FaultKind.UNNAMED, built.module, shard)
     sides = (f"{name} {'packed' if packed else 'ignored'}" for name, packed in built.names.items())
-    return Problem(Fault.PARTS, built.module, shard, Reason(", ".join(sides)))
+    return ModuleFault(FaultKind.PARTS, built.module, shard, Reason(", ".join(sides)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +114,12 @@ class _Named:
     targeted: bool
 
 
-def _misbuilt(reading: Reading, module: Module, shard: str, form: Stored, named: _Named) -> Fault | None:
+def _misbuilt(reading: Reading, module: Module, shard: str, form: Stored, named: _Named) -> FaultKind | None:
     ignored = named.ignored
     if isinstance(ignored, Disagreement):
         ignored = reading.ignores_name(module, reading.lookup_of(module, shard))
     if form is not Stored.PACKED:
-        return Fault.TARGETED if named.targeted and not ignored else None
+        return FaultKind.TARGETED if named.targeted and not ignored else None
     if ignored:
-        return Fault.IGNORED
-    return None if named.targeted else Fault.UNTARGETED
+        return FaultKind.IGNORED
+    return None if named.targeted else FaultKind.UNTARGETED

@@ -18,13 +18,13 @@ from g4convert.checkpoint.declared import DeclaredGroup
 from g4convert.engines import CONTRACTS
 from g4convert.engines.contract import Contract
 from g4convert.engines.matching import Reading
-from g4convert.engines.module import Accepts, Kind, Module
+from g4convert.engines.module import Accepts, Module, ModuleKind
 from g4convert.engines.weights import Weights
 from g4convert.names import Name
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class GroupedModule:
     """A packed checkpoint module and the config group that an engine builds it by."""
 
     module: Module
@@ -33,7 +33,7 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Misfit:
+class WrongScheme:
     """A packed checkpoint module that an engine builds in another scheme than the stored one."""
 
     module: Module
@@ -69,7 +69,7 @@ def misfits_of_all(weights: Weights) -> Iterator[SomeMisfit]:
     takers: defaultdict[str, set[str]] = defaultdict(set)
     finders: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for engine, contract in CONTRACTS.items():
-        for one in taken(contract, weights):
+        for one in grouped_modules(contract, weights):
             takers[one.shard].add(engine)
         for misfit in misfits(contract, weights):
             finders[misfit.shard, misfit.group, misfit.difference].append(engine)
@@ -77,16 +77,16 @@ def misfits_of_all(weights: Weights) -> Iterator[SomeMisfit]:
         yield SomeMisfit(shard, group, difference, () if {*engines} == takers[shard] else tuple(engines))
 
 
-def misfits(contract: Contract, weights: Weights) -> Iterator[Misfit]:
+def misfits(contract: Contract, weights: Weights) -> Iterator[WrongScheme]:
     """Yield modules that an engine builds in another scheme than stored; skips damaged ones and those built plain."""
-    for one in taken(contract, weights):
+    for one in grouped_modules(contract, weights):
         stored = weights.schemes[one.shard]
         if not stored.fault and (difference := one.group.differs_from(stored)):
-            yield Misfit(one.module, one.shard, one.group.name, difference)
+            yield WrongScheme(one.module, one.shard, one.group.name, difference)
     yield from _torn_experts(contract, weights)
 
 
-def taken(contract: Contract, weights: Weights) -> Iterator[Taken]:
+def grouped_modules(contract: Contract, weights: Weights) -> Iterator[GroupedModule]:
     """Yield the config group of each packed checkpoint module that an engine builds packed and accepts packed."""
     if not weights.groups:
         return
@@ -96,26 +96,28 @@ def taken(contract: Contract, weights: Weights) -> Iterator[Taken]:
             continue
         groups: dict[str, DeclaredGroup | None] = {}
         for shard in module.shards:
-            part = Name(shard).last if module.kind is Kind.EXPERTS else ""
+            part = Name(shard).last if module.kind is ModuleKind.EXPERTS else ""
             if part not in groups:
                 groups[part] = weights.groups.get(reading.target(module, shard) or "")
             if shard in weights.schemes and (group := groups[part]) is not None:
-                yield Taken(module, shard, group)
+                yield GroupedModule(module, shard, group)
 
 
-def _torn_experts(contract: Contract, weights: Weights) -> Iterator[Misfit]:
+def _torn_experts(contract: Contract, weights: Weights) -> Iterator[WrongScheme]:
     """Yield experts that engines stop at: their groups quantize activations, or give projections different schemes."""
     if not weights.groups:
         return
     reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
     for module in contract.modules(weights.architecture):
-        if module.kind is Kind.EXPERTS and module.accepts is not Accepts.PLAIN and module.shards:
+        if module.kind is ModuleKind.EXPERTS and module.accepts is not Accepts.PLAIN and module.shards:
             groups = _groups(reading, module, weights)
             if reading.packs(module) is True and any(group.has_activations for group in groups):
-                yield Misfit(module, module.shards[0], groups[0].name, "experts take no quantized activations")
+                yield WrongScheme(module, module.shards[0], groups[0].name, "experts take no quantized activations")
             if reading.packs(module) is True and len({_scheme(group) for group in groups}) > 1:
                 names = " and ".join(dict.fromkeys(group.name for group in groups))
-                yield Misfit(module, module.shards[0], names, "one scheme for all projections of the experts is needed")
+                yield WrongScheme(
+                    module, module.shards[0], names, "one scheme for all projections of the experts is needed"
+                )
 
 
 def _groups(reading: Reading, module: Module, weights: Weights) -> list[DeclaredGroup]:

@@ -24,7 +24,7 @@ from g4convert.engines.groups import misfits
 from g4convert.engines.limits import Packing
 from g4convert.engines.matching import Disagreement
 from g4convert.engines.module import LM_HEAD
-from g4convert.engines.units import Unit, entries, unit_of
+from g4convert.engines.units import FusedUnit, entries, unit_of
 from g4convert.engines.weights import Weights
 from g4convert.errors import GateError
 from g4convert.gemma4 import TABLES, Role
@@ -57,7 +57,7 @@ _ALSO_IN_TOWERS: Final = {Role.ATTENTION, Role.KV_SHARED, Role.MLP}
 """Roles whose module names also occur in the vision tower."""
 
 
-def listed(weights: Weights) -> Weights:
+def with_lists(weights: Weights) -> Weights:
     """Return a checkpoint with the `ignore` and config groups that describe its packing; empty if nothing is packed.
 
     Args:
@@ -91,8 +91,8 @@ class _Units:
         roles: role of each unit.
     """
 
-    packed: Mapping[Unit, Packing | None]
-    roles: Mapping[Unit, Role]
+    packed: Mapping[FusedUnit, Packing | None]
+    roles: Mapping[FusedUnit, Role]
 
     @classmethod
     def of(cls, weights: Weights) -> "_Units":
@@ -113,7 +113,7 @@ class _Units:
 
 def _groups(units: _Units) -> tuple[DeclaredGroup, ...]:
     """Return one group for each packing: target `Linear` for the most frequent, named entries for the others."""
-    named: dict[Packing, list[Unit]] = {}
+    named: dict[Packing, list[FusedUnit]] = {}
     most = units.most
     for unit, packing in units.packed.items():
         if packing is not None:

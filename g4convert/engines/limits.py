@@ -67,7 +67,7 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Partition:
     """The part of a matrix that one GPU holds.
 
     Args:
@@ -82,7 +82,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Kernel:
     """The kernel that takes a part.
 
     Args:
@@ -97,13 +97,13 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class NoKernel:
     """The reason why no kernel takes a part."""
 
     reason: Reason
 
 
-def vllm_linear(part: Part, packing: Packing) -> Taken | Refused:
+def vllm_linear(part: Partition, packing: Packing) -> Kernel | NoKernel:
     """Return vLLM's kernel for a Linear on an NVIDIA GPU, or why it has none."""
     if odd := _odd_bits(packing):
         return odd
@@ -113,13 +113,13 @@ def vllm_linear(part: Part, packing: Packing) -> Taken | Refused:
     if g in _MARLIN_GROUPS:
         padded = _marlin_padding(part.n, part.k, g)
         hopper = g in _MACHETE_GROUPS and part.k % 64 == 0 and part.n % 128 == 0
-        return Taken(_MACHETE if hopper else _MARLIN, padded)
+        return Kernel(_MACHETE if hopper else _MARLIN, padded)
     if packing.num_bits == _INT4 and part.n % 8 == 0 and (g in _TRITON_GROUPS or g == part.full_k):
-        return Taken(_TRITON, slow=f"Marlin takes no groups of {g}")
-    return Refused(Reason(f"no kernel for groups of {g}"))
+        return Kernel(_TRITON, slow=f"Marlin takes no groups of {g}")
+    return NoKernel(Reason(f"no kernel for groups of {g}"))
 
 
-def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Taken | Refused:
+def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Kernel | NoKernel:
     """Return vLLM's kernel for the experts of a layer on an NVIDIA GPU, or why it has none.
 
     Args:
@@ -135,32 +135,34 @@ def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Taken | Refus
         return torn
     if h % 128 == 0 and g in _MARLIN_GROUPS:
         wide = _round_up(i, lcm(64, g or 1))
-        return Taken(_MARLIN, f"{i} to {wide}" if wide != i else "")
+        return Kernel(_MARLIN, f"{i} to {wide}" if wide != i else "")
     if g is None:
-        return Refused(Reason(f"scales of whole rows need Marlin, which needs a hidden size that 128 divides, not {h}"))
+        return NoKernel(
+            Reason(f"scales of whole rows need Marlin, which needs a hidden size that 128 divides, not {h}")
+        )
     why = f"Marlin takes no groups of {g}" if g not in _MARLIN_GROUPS else f"Marlin takes no hidden size of {h}"
-    return Taken(_TRITON, slow=why)
+    return Kernel(_TRITON, slow=why)
 
 
-def vllm_cpu_linear(part: Part, packing: Packing) -> Taken | Refused:
+def vllm_cpu_linear(part: Partition, packing: Packing) -> Kernel | NoKernel:
     """Return vLLM's kernel for a Linear on a CPU, or why it has none."""
     if packing.num_bits != _INT4:
-        return Refused(Reason(f"no CPU kernel for {packing.num_bits} bits"))
+        return NoKernel(Reason(f"no CPU kernel for {packing.num_bits} bits"))
     if torn := _torn(part.k, part.full_k, packing.group_size):
         return torn
     if part.k % _CPU_TILE or part.n % _CPU_TILE:
-        return Refused(Reason(f"the CPU kernel takes multiples of {_CPU_TILE}, not {part.n} x {part.k}"))
-    return Taken("CPU")
+        return NoKernel(Reason(f"the CPU kernel takes multiples of {_CPU_TILE}, not {part.n} x {part.k}"))
+    return Kernel("CPU")
 
 
-def vllm_cpu_experts(packing: Packing) -> Taken | Refused:
+def vllm_cpu_experts(packing: Packing) -> Kernel | NoKernel:
     """Return vLLM's kernel for experts on a CPU that has AMX; without AMX there is none."""
     if packing.num_bits != _INT4 or packing.group_size in {None, 32}:
-        return Refused(Reason("the CPU kernel for experts takes 4 bits in groups of 64 or 128, and needs AMX"))
-    return Taken("CPU", slow="needs AMX")
+        return NoKernel(Reason("the CPU kernel for experts takes 4 bits in groups of 64 or 128, and needs AMX"))
+    return Kernel("CPU", slow="needs AMX")
 
 
-def sglang_linear(part: Part, packing: Packing) -> Taken | Refused:
+def sglang_linear(part: Partition, packing: Packing) -> Kernel | NoKernel:
     """Return SGLang's kernel for a Linear on an NVIDIA GPU, or why it has none."""
     if odd := _odd_bits(packing):
         return odd
@@ -168,25 +170,25 @@ def sglang_linear(part: Part, packing: Packing) -> Taken | Refused:
     if torn := _torn(part.k, part.full_k, g):
         return torn
     if g not in _MARLIN_GROUPS:
-        return Refused(Reason(f"no kernel for groups of {g}"))
+        return NoKernel(Reason(f"no kernel for groups of {g}"))
     if _marlin_padding(part.n, part.k, g):
-        return Refused(
+        return NoKernel(
             Reason(f"{part.n} x {part.k} fits no tile of Marlin (128 x 64, 64 x 128), and SGLang does not pad")
         )
-    return Taken(_MARLIN)
+    return Kernel(_MARLIN)
 
 
-def _odd_bits(packing: Packing) -> Refused | None:
+def _odd_bits(packing: Packing) -> NoKernel | None:
     """Return a refusal of weights of other than 4 and 8 bits, otherwise None."""
-    return None if packing.num_bits in _KERNEL_BITS else Refused(Reason(f"no kernel for {packing.num_bits} bits"))
+    return None if packing.num_bits in _KERNEL_BITS else NoKernel(Reason(f"no kernel for {packing.num_bits} bits"))
 
 
-def _torn(k: int, full_k: int, g: int | None) -> Refused | None:
+def _torn(k: int, full_k: int, g: int | None) -> NoKernel | None:
     """Return a refusal if a GPU would hold a fraction of a group, otherwise None."""
     if g is None or k % g == 0:
         return None
     share = f" / {full_k // k} = {k}" if k != full_k else ""
-    return Refused(Reason(f"{full_k} inputs", share=share, rest=f"{TORN}{g}"))
+    return NoKernel(Reason(f"{full_k} inputs", share=share, rest=f"{TORN}{g}"))
 
 
 def _marlin_padding(n: int, k: int, g: int | None) -> str:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries
-from g4convert.engines.module import Kind, Module, Renames, rename
+from g4convert.engines.module import Module, ModuleKind, Renames, rename
 from g4convert.engines.targets import Targets
 from g4convert.names import Name
 
@@ -133,7 +133,7 @@ class Reading:
             return not ignored
         if any(targeted.values()):
             return Disagreement(module, targeted)
-        if self.matching.must_target and module.kind in {Kind.LINEAR, Kind.EXPERTS}:
+        if self.matching.must_target and module.kind in {ModuleKind.LINEAR, ModuleKind.EXPERTS}:
             return Disagreement(module, dict.fromkeys(self.lookups(module), False))
         return False
 
@@ -154,7 +154,7 @@ class Reading:
 
     def lookups(self, module: Module) -> tuple[str, ...]:
         """Return the names to match entries with: of a fused module's shards, of expert 0's projections, or its own."""
-        if module.kind is Kind.EXPERTS:
+        if module.kind is ModuleKind.EXPERTS:
             return tuple(f"{module.name}.0.{part}" for part in _EXPERT)
         name = Name(module.name)
         parts = self.matching.fused.get(name.last)
@@ -181,11 +181,11 @@ class Reading:
 
     def target(self, module: Module, shard: str) -> str | None:
         """Return the target by which the engine builds a checkpoint module's place; None where no target names it."""
-        return self._target(module, self.lookup_of(module, shard) if module.kind is Kind.EXPERTS else module.name)
+        return self._target(module, self.lookup_of(module, shard) if module.kind is ModuleKind.EXPERTS else module.name)
 
     def _separate(self, module: Module) -> tuple[str, ...]:
         """Return the names to look up in `targets` separately: expert projections, otherwise the module itself."""
-        return self.lookups(module) if module.kind is Kind.EXPERTS else (module.name,)
+        return self.lookups(module) if module.kind is ModuleKind.EXPERTS else (module.name,)
 
     def _names_target(self, module: Module, name: str) -> bool:
         return self._target(module, name) is not None
@@ -197,7 +197,7 @@ class Reading:
         return self.found[name]
 
     def _look_up(self, module: Module, name: str) -> str | None:
-        if module.kind is Kind.HEAD and self.matching.head_by_name:
+        if module.kind is ModuleKind.HEAD and self.matching.head_by_name:
             return self.targets.named(name, suffix=True)
         for way in self.matching.order:
             match way:
@@ -213,7 +213,7 @@ class Reading:
 
     def _by_shards(self, module: Module) -> str | None:
         names = self.lookups(module)
-        if module.kind is not Kind.LINEAR or len(names) == 1:
+        if module.kind is not ModuleKind.LINEAR or len(names) == 1:
             return None
         found = [self.targets.named(name) for name in names]
         return found[0] if None not in found else None
@@ -222,10 +222,10 @@ class Reading:
         if not self.matching.class_contains:
             return self.targets.of_class(module.classes)
         found = self.targets.within_class(module.classes)
-        is_linear = module.kind is Kind.EXPERTS and _LINEAR in self.targets.written
+        is_linear = module.kind is ModuleKind.EXPERTS and _LINEAR in self.targets.written
         return _LINEAR if found is None and is_linear else found
 
     def _fused_name_ignored(self, module: Module) -> bool:
-        if module.kind is Kind.EXPERTS:
+        if module.kind is ModuleKind.EXPERTS:
             return False
         return module.name in self.ignore.plain or (self.matching.fused_name and self.ignore.name(module.name))

@@ -28,7 +28,7 @@ _ALL: Final = r"\g<0>"
 LM_HEAD: Final = "lm_head"
 
 
-class Kind(StrEnum):
+class ModuleKind(StrEnum):
     """Kind of an engine's module."""
 
     LINEAR = "linear"
@@ -73,7 +73,7 @@ class Module:
 
     name: str
     path: str
-    kind: Kind
+    kind: ModuleKind
     classes: tuple[str, ...]
     shards: tuple[str, ...]
     cut: Cut
@@ -83,7 +83,7 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ModuleRule:
     """A rule from checkpoint modules to an engine's module.
 
     Args:
@@ -125,7 +125,7 @@ def renamed(module: str, renames: Renames) -> str:
 
 
 def build(
-    architecture: Architecture, rules: Iterable[Rule], names: Renames = (), paths: Renames = ()
+    architecture: Architecture, rules: Iterable[ModuleRule], names: Renames = (), paths: Renames = ()
 ) -> tuple[Module, ...]:
     """Return the modules of an engine, in the order of the checkpoint.
 
@@ -157,14 +157,14 @@ def _filled(template: str, match: re.Match[str]) -> str:
     return match[0] if template == _ALL else match.expand(template)
 
 
-def unbuilt(architecture: Architecture, rules: Iterable[Rule], names: Renames = ()) -> dict[str, bool]:
+def unbuilt(architecture: Architecture, rules: Iterable[ModuleRule], names: Renames = ()) -> dict[str, bool]:
     """Return the canonical modules that the engine has no module for, each with True if it stops at their tensors."""
     return {shards[0]: rule.refused for _, shards, _, rule in _ruled(architecture, rules, names) if rule.name is None}
 
 
 def _ruled(
-    architecture: Architecture, rules: Iterable[Rule], names: Renames
-) -> Iterator[tuple[Kind, tuple[str, ...], re.Match[str], Rule]]:
+    architecture: Architecture, rules: Iterable[ModuleRule], names: Renames
+) -> Iterator[tuple[ModuleKind, tuple[str, ...], re.Match[str], ModuleRule]]:
     """Yield each checkpoint module (kind, canonical names) with the first rule that fits it, and the match.
 
     Raises:
@@ -182,7 +182,7 @@ def _ruled(
 
 
 @lru_cache(maxsize=8)
-def _checkpoint_modules(architecture: Architecture) -> tuple[tuple[Kind, tuple[str, ...], bool], ...]:
+def _checkpoint_modules(architecture: Architecture) -> tuple[tuple[ModuleKind, tuple[str, ...], bool], ...]:
     """Return each module's kind and canonical names, and True if its layer shares keys and values.
 
     All experts of a layer are one module. A tied head comes last, without a name.
@@ -190,17 +190,17 @@ def _checkpoint_modules(architecture: Architecture) -> tuple[tuple[Kind, tuple[s
     layers = enumerate(architecture.text.layers)
     shared = tuple(f"{architecture.text_prefix}layers.{n}." for n, layer in layers if layer.kv_shared)
     experts: defaultdict[str, list[str]] = defaultdict(list)
-    found: list[tuple[Kind, tuple[str, ...], bool]] = []
+    found: list[tuple[ModuleKind, tuple[str, ...], bool]] = []
     for name, expected in expected_weights(architecture).items():
         module = str(Name(name).module)
         if expected.role is Role.EXPERTS:
             experts[Name(module).experts].append(module)
         elif expected.role is Role.LM_HEAD:
-            found.append((Kind.HEAD, (module,), False))
+            found.append((ModuleKind.HEAD, (module,), False))
         elif expected.linear or expected.role in TABLES:
-            kind = Kind.LINEAR if expected.linear else Kind.EMBEDDING
+            kind = ModuleKind.LINEAR if expected.linear else ModuleKind.EMBEDDING
             found.append((kind, (module,), module.startswith(shared)))
-    found += ((Kind.EXPERTS, tuple(modules), False) for modules in experts.values())
+    found += ((ModuleKind.EXPERTS, tuple(modules), False) for modules in experts.values())
     if architecture.tied_embeddings:
-        found.append((Kind.HEAD, ("",), False))
+        found.append((ModuleKind.HEAD, ("",), False))
     return tuple(found)

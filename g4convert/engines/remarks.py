@@ -38,7 +38,7 @@ _LIFTED: Final = {Topic.UNEVEN, Topic.GROUP, Topic.REFUSED}
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Remedy:
     """A way to make an engine load a checkpoint.
 
     Args:
@@ -71,8 +71,8 @@ class Way:
             options: options of `quantize`.
             kept: roles that they leave in bf16; empty if they change something else.
             size: size of the output.
-            gpus: see `Way`.
-            loads: see `Way`.
+            gpus: see `Remedy`.
+            loads: see `Remedy`.
         """
         what = f"`{options}` to leave {kept} in bf16" if kept else f"`{options}`"
         held = "; ".join(filter(None, (size and f"about {size}", gpus)))
@@ -84,7 +84,7 @@ class Way:
         return f"{_AGAIN}{self.text}" if self.options and self.again else self.text
 
 
-def joined(ways: Iterable[Way]) -> str:
+def joined(ways: Iterable[Remedy]) -> str:
     """Return alternative ways as one sentence, which says only once to quantize again."""
     texts: list[str] = []
     told = False
@@ -109,7 +109,7 @@ class Remark:
     topic: Topic
     subject: str
     reason: Reason
-    ways: tuple[Way, ...] = ()
+    ways: tuple[Remedy, ...] = ()
     role: Role | None = None
 
     @property

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, combinations, islice
 from typing import Final
 
-from g4convert.engines.remarks import Remark, Topic, Way
+from g4convert.engines.remarks import Remark, Remedy, Topic
 from g4convert.engines.weights import Weights, in_order
 from g4convert.gemma4 import Role
 
@@ -40,7 +40,7 @@ Trial = Callable[[Change], Mapping[int, bool]]
 """Change -> the numbers of GPUs on which all required engines load the result, each with True if it needs a flag."""
 
 EXPERT_PARALLEL: Final = "`--enable-expert-parallel`"
-NO_CHOICE: Final = Way("no choice of `--pack` loads: another engine, or another number of GPUs", is_none=True)
+NO_CHOICE: Final = Remedy("no choice of `--pack` loads: another engine, or another number of GPUs", is_none=True)
 _GROUPS: Final = (32, 64, 128)
 _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -51,7 +51,7 @@ Everywhere = Callable[[Change], tuple[str, ...]]
 
 def remedies(
     weights: Weights, tps: Collection[int], problems: Collection[Remark], trial: Trial, everywhere: Everywhere
-) -> tuple[Way, ...]:
+) -> tuple[Remedy, ...]:
     """Return alternative changes that would make engines load a checkpoint.
 
     Args:
@@ -62,15 +62,15 @@ def remedies(
         everywhere: function that names the engines that load changed weights.
     """
     must = tps or (1,)
-    ways: list[Way] = []
+    ways: list[Remedy] = []
     if tps and (fits := trial(Change())):
-        ways.append(Way(gpus_of(fits), tp=max(fits, key=lambda tp: (not fits[tp], tp))))
+        ways.append(Remedy(gpus_of(fits), tp=max(fits, key=lambda tp: (not fits[tp], tp))))
     if any(one.topic is Topic.GROUP for one in problems):
         sizes = ((size, trial(Change(group_size=size))) for size in _GROUPS)
         wide = ((size, fits) for size, fits in sizes if fits.keys() >= set(must))
         for size, fits in islice(wide, 1):
             loads = everywhere(Change(group_size=size))
-            ways.append(Way.recipe(f"--group-size {size}", gpus=gpus_of(fits), loads=loads))
+            ways.append(Remedy.recipe(f"--group-size {size}", gpus=gpus_of(fits), loads=loads))
     refused = {one.role for one in problems if one.topic is not Topic.UNEVEN}
     for kept in _choices(weights, refused):
         fits = trial(change := Change(kept=kept))
@@ -78,7 +78,7 @@ def remedies(
             about, loads = _bytes(weights.nbytes_without(kept)), everywhere(change)
             gpus = gpus_of(fits) if tps else ""
             ways.append(
-                Way.recipe(weights.keeping(kept), kept=_listed(in_order(kept)), size=about, gpus=gpus, loads=loads)
+                Remedy.recipe(weights.keeping(kept), kept=_listed(in_order(kept)), size=about, gpus=gpus, loads=loads)
             )
             break
     return tuple(ways) or (NO_CHOICE,)

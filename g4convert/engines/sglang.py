@@ -24,7 +24,7 @@ from typing import Final
 
 from g4convert.engines.contract import Contract, OnMissing, OnUnknown
 from g4convert.engines.matching import By, Matching
-from g4convert.engines.module import Accepts, Cut, Renames, Rule
+from g4convert.engines.module import Accepts, Cut, ModuleRule, Renames
 from g4convert.engines.reason import Reason
 from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
@@ -47,14 +47,14 @@ _UNMAPPED: Final = Reason(
 )
 
 _DECODER: Final = (
-    Rule(
+    ModuleRule(
         r"(.*\blayers\.\d+\.self_attn)\.[qkv]_proj",
         _QKV,
         r"\1.qkv_proj",
         cut=Cut.OUT,
         kv_shared=False,
     ),
-    Rule(
+    ModuleRule(
         r"(.*\blayers\.\d+\.self_attn)\.[qkv]_proj",
         _QKV,
         r"\1.qkv_proj",
@@ -62,18 +62,18 @@ _DECODER: Final = (
         kv_shared=True,
         note=Reason("built whole; nothing reads its keys and values"),
     ),
-    Rule(r".*\blayers\.\d+\.self_attn\.o_proj", _ROW, cut=Cut.IN),
-    Rule(r"(.*\blayers\.\d+\.mlp)\.(gate|up)_proj", _MERGED, r"\1.gate_up_proj", cut=Cut.OUT),
-    Rule(r".*\blayers\.\d+\.mlp\.down_proj", _ROW, cut=Cut.IN),
-    Rule(r".*\.per_layer_(input_gate|projection|model_projection)", _REPLICATED),
-    Rule(
+    ModuleRule(r".*\blayers\.\d+\.self_attn\.o_proj", _ROW, cut=Cut.IN),
+    ModuleRule(r"(.*\blayers\.\d+\.mlp)\.(gate|up)_proj", _MERGED, r"\1.gate_up_proj", cut=Cut.OUT),
+    ModuleRule(r".*\blayers\.\d+\.mlp\.down_proj", _ROW, cut=Cut.IN),
+    ModuleRule(r".*\.per_layer_(input_gate|projection|model_projection)", _REPLICATED),
+    ModuleRule(
         r".*\.router\.proj",
         _REPLICATED,
         configured=False,
         accepts=_PLAIN,
         note=Reason("built without a quantization config", source="models/gemma4_causal.py:198"),
     ),
-    Rule(
+    ModuleRule(
         r"(.*\blayers\.\d+)\.experts\.\d+\.(gate|up|down)_proj",
         ("FusedMoE",),
         r"\1.moe.experts",
@@ -84,7 +84,7 @@ _DECODER: Final = (
             source="compressed_tensors_wNa16_moe.py:454, :558",
         ),
     ),
-    Rule(
+    ModuleRule(
         r".*\bembed_tokens(_per_layer)?",
         ("Gemma4TextScaledWordEmbedding",),
         configured=False,
@@ -93,21 +93,21 @@ _DECODER: Final = (
         cut=Cut.OUT,
     ),
 )
-_UNTIED_HEAD: Final = Rule(
+_UNTIED_HEAD: Final = ModuleRule(
     r".*\blm_head", ("ParallelLMHead",), note=Reason("only a target that names it packs it"), cut=Cut.OUT
 )
 _TIED_HEAD: Final = replace(
     _UNTIED_HEAD, accepts=_PLAIN, note=Reason("tied with the embedding; only a target that names it packs it")
 )
 _TOWERS: Final = (
-    Rule(
+    ModuleRule(
         r"model\.vision_tower\.patch_embedder\.input_proj",
         _LINEAR,
         configured=False,
         accepts=_PLAIN,
         note=Reason("a plain nn.Linear", source="models/gemma4_vision.py:427"),
     ),
-    Rule(
+    ModuleRule(
         r"model\.(vision_tower\.encoder\.layers\.\d+\.self_attn)\.[qkv]_proj\.linear",
         _QKV,
         r"model.\1.qkv_proj",
@@ -116,7 +116,7 @@ _TOWERS: Final = (
         accepts=_PLAIN,
         note=_UNMAPPED,
     ),
-    Rule(
+    ModuleRule(
         r"model\.(vision_tower\.encoder\.layers\.\d+\.mlp)\.(gate|up)_proj\.linear",
         _MERGED,
         r"model.\1.gate_up_proj",
@@ -125,8 +125,8 @@ _TOWERS: Final = (
         accepts=_PLAIN,
         note=_UNMAPPED,
     ),
-    Rule(r"model\.vision_tower\..*\.(o_proj|down_proj)\.linear", _ROW, cut=Cut.IN),
-    Rule(
+    ModuleRule(r"model\.vision_tower\..*\.(o_proj|down_proj)\.linear", _ROW, cut=Cut.IN),
+    ModuleRule(
         _AUDIO + r"self_attn\.[qkv]_proj\.linear",
         _QKV,
         _CONFORMER + r"attention.attn.qkv_proj",
@@ -135,25 +135,29 @@ _TOWERS: Final = (
         accepts=_PLAIN,
         note=_UNMAPPED,
     ),
-    Rule(
+    ModuleRule(
         _AUDIO + r"self_attn\.relative_k_proj",
         _COLUMN,
         _CONFORMER + r"attention.attn.relative_position_embedding.pos_proj",
         cut=Cut.OUT,
     ),
-    Rule(_AUDIO + r"self_attn\.post\.linear", _ROW, _CONFORMER + r"attention.post.linear", cut=Cut.IN),
-    Rule(
+    ModuleRule(_AUDIO + r"self_attn\.post\.linear", _ROW, _CONFORMER + r"attention.post.linear", cut=Cut.IN),
+    ModuleRule(
         _AUDIO + r"feed_forward1\.(ffw_layer_1)\.linear",
         _COLUMN,
         _CONFORMER + r"ffw_layer_start.\2.linear",
         cut=Cut.OUT,
     ),
-    Rule(_AUDIO + r"feed_forward1\.(ffw_layer_2)\.linear", _ROW, _CONFORMER + r"ffw_layer_start.\2.linear", cut=Cut.IN),
-    Rule(
+    ModuleRule(
+        _AUDIO + r"feed_forward1\.(ffw_layer_2)\.linear", _ROW, _CONFORMER + r"ffw_layer_start.\2.linear", cut=Cut.IN
+    ),
+    ModuleRule(
         _AUDIO + r"feed_forward2\.(ffw_layer_1)\.linear", _COLUMN, _CONFORMER + r"ffw_layer_end.\2.linear", cut=Cut.OUT
     ),
-    Rule(_AUDIO + r"feed_forward2\.(ffw_layer_2)\.linear", _ROW, _CONFORMER + r"ffw_layer_end.\2.linear", cut=Cut.IN),
-    Rule(
+    ModuleRule(
+        _AUDIO + r"feed_forward2\.(ffw_layer_2)\.linear", _ROW, _CONFORMER + r"ffw_layer_end.\2.linear", cut=Cut.IN
+    ),
+    ModuleRule(
         _AUDIO + r"lconv1d\.linear_start\.linear",
         _MERGED,
         _CONFORMER + r"lconv1d.linear_start.linear",
@@ -163,12 +167,12 @@ _TOWERS: Final = (
             "asked for its `weight` while it is built: AttributeError", source="layers/clippable_linear.py:210"
         ),
     ),
-    Rule(_AUDIO + r"lconv1d\.linear_end\.linear", _ROW, _CONFORMER + r"lconv1d.linear_end.linear", cut=Cut.IN),
-    Rule(r"model\.audio_tower\.(output_proj|subsample_conv_projection\.input_proj_linear)", _ROW, cut=Cut.IN),
-    Rule(r"model\.embed_(vision|audio)\.embedding_projection", _REPLICATED),
+    ModuleRule(_AUDIO + r"lconv1d\.linear_end\.linear", _ROW, _CONFORMER + r"lconv1d.linear_end.linear", cut=Cut.IN),
+    ModuleRule(r"model\.audio_tower\.(output_proj|subsample_conv_projection\.input_proj_linear)", _ROW, cut=Cut.IN),
+    ModuleRule(r"model\.embed_(vision|audio)\.embedding_projection", _REPLICATED),
 )
 _UNIFIED: Final = (
-    Rule(
+    ModuleRule(
         r"model\.(vision_embedder\.patch_dense|embed_(vision|audio)\.embedding_projection)",
         _LINEAR,
         configured=False,
@@ -179,8 +183,8 @@ _UNIFIED: Final = (
     ),
 )
 _DRAFTER: Final = (
-    Rule(r"(pre|post)_projection", _REPLICATED),
-    Rule(
+    ModuleRule(r"(pre|post)_projection", _REPLICATED),
+    ModuleRule(
         r"masked_embedding\.(centroids)",
         _LINEAR,
         r"\1",
@@ -191,7 +195,7 @@ _DRAFTER: Final = (
 )
 
 
-def _rules(architecture: Architecture) -> tuple[Rule, ...]:
+def _rules(architecture: Architecture) -> tuple[ModuleRule, ...]:
     head = _TIED_HEAD if architecture.tied_embeddings else _UNTIED_HEAD
     return (*(_UNIFIED if architecture.is_unified else _TOWERS), *_DRAFTER, *_DECODER, head)
 

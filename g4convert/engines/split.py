@@ -11,7 +11,7 @@ The files are under `vllm/model_executor/` and `sglang/srt/`. Where values are k
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from g4convert.engines.limits import Part
+from g4convert.engines.limits import Partition
 from g4convert.engines.module import Cut, Module
 from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Architecture, AudioTower, VisionTower
@@ -34,7 +34,7 @@ class _Heads:
 
 def part_of(
     module: Module, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], tp: int
-) -> Part | Uneven:
+) -> Partition | Uneven:
     """Return the part of a Linear on each of `tp` GPUs, or the reason why it cannot be split.
 
     Args:
@@ -48,12 +48,12 @@ def part_of(
     if Name(module.name).last == "qkv_proj":
         return _attention(_heads(module, architecture), k, tp)
     if module.cut is Cut.IN:
-        share = Part(sizes[0][0], k // tp, k)
+        share = Partition(sizes[0][0], k // tp, k)
         return share if k % tp == 0 else uneven(f"{k} inputs", tp)
     ways = tp if module.cut is Cut.OUT else 1
     if odd := [n for n, _ in sizes if n % ways]:
         return uneven(f"{odd[0]} outputs", tp)
-    return Part(sum(n for n, _ in sizes) // ways, k, k)
+    return Partition(sum(n for n, _ in sizes) // ways, k, k)
 
 
 def uneven(what: str, tp: int) -> Uneven:
@@ -66,12 +66,12 @@ def uneven(what: str, tp: int) -> Uneven:
     return Uneven(Reason(f"{what} cannot be split ", share=f"over {tp} GPUs"))
 
 
-def _attention(heads: _Heads, k: int, tp: int) -> Part | Uneven:
+def _attention(heads: _Heads, k: int, tp: int) -> Partition | Uneven:
     if heads.queries % tp:
         return uneven(f"{heads.queries} heads", tp)
     if max(heads.keys, tp) % min(heads.keys, tp):
         return uneven(f"{heads.keys} heads of keys", tp)
-    return Part((heads.queries // tp + 2 * max(1, heads.keys // tp)) * heads.width, k, k)
+    return Partition((heads.queries // tp + 2 * max(1, heads.keys // tp)) * heads.width, k, k)
 
 
 def _heads(module: Module, architecture: Architecture) -> _Heads:

@@ -11,7 +11,8 @@ experts     3-D parameters, not modules. Experts that are stored one by one matc
             loaded, as no entry of `conversion_mapping.py` merges them: the model's experts stay random
 releases    from 5.23 on refuses zero points (`weight_zero_point` has another shape) unless it dequantizes while it
             loads, and 0-dimensional scales of activations; before 5.24 a `kv_cache_scheme` raises where layers
-            differ in their heads; 5.23 builds no assistants
+            differ in their heads; 5.23 builds no assistants; from 5.23 on also reads a decoder
+            below `model.language_model.model.`, which is not relied on
 kv shared   layers that share keys and values have no k_proj and no v_proj
 """
 
@@ -20,7 +21,7 @@ from typing import Final
 
 from g4convert.engines.contract import Contract, OnMissing, OnUnknown
 from g4convert.engines.matching import Matching
-from g4convert.engines.module import Accepts, Renames, Rule
+from g4convert.engines.module import Accepts, ModuleRule, Renames
 from g4convert.engines.reason import Reason
 from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
@@ -34,41 +35,41 @@ _UNIFIED: Final[Renames] = (
 )
 
 _RULES: Final = (
-    Rule(r"(.*\blayers\.\d+\.self_attn)\.[kv]_proj", (), None, kv_shared=True),
-    Rule(
+    ModuleRule(r"(.*\blayers\.\d+\.self_attn)\.[kv]_proj", (), None, kv_shared=True),
+    ModuleRule(
         r"(.*\blayers\.\d+\.experts)\.\d+\.(gate|up|down)_proj",
         _LINEAR,
         r"\1",
         accepts=Accepts.PLAIN,
         note=Reason("get random weights, without an error, as it looks for one tensor for all experts of a layer"),
     ),
-    Rule(
+    ModuleRule(
         r".*\bembed_tokens(_per_layer)?",
         _TABLE,
         accepts=Accepts.PLAIN,
         note=Reason("a packed table has no `weight`, which is asked for while it is loaded: AttributeError"),
     ),
-    Rule(
+    ModuleRule(
         r".*\bpatch_embedder\.input_proj",
         _LINEAR,
         accepts=Accepts.PLAIN,
         note=Reason("the forward pass reads the dtype of its `weight`"),
     ),
-    Rule(
+    ModuleRule(
         r"model\.embed_vision\.(patch_dense|multimodal_embedder\.embedding_projection)",
         _LINEAR,
         accepts=Accepts.PLAIN,
         note=Reason("the forward pass of a unified model reads the dtype of its `weight`"),
     ),
-    Rule(r".*", _LINEAR),
+    ModuleRule(r".*", _LINEAR),
 )
 
 
-_TIED_HEAD: Final = Rule(r"lm_head", _LINEAR, accepts=Accepts.PLAIN, note=Reason("tied with the embedding"))
+_TIED_HEAD: Final = ModuleRule(r"lm_head", _LINEAR, accepts=Accepts.PLAIN, note=Reason("tied with the embedding"))
 """An untied head is a Linear as the others."""
 
 
-def _rules(architecture: Architecture) -> tuple[Rule, ...]:
+def _rules(architecture: Architecture) -> tuple[ModuleRule, ...]:
     rules = (_TIED_HEAD, *_RULES) if architecture.tied_embeddings else _RULES
     if not architecture.is_unified:
         return rules

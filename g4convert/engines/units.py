@@ -44,7 +44,7 @@ _NAMED: Final[Mapping[str, tuple[str, str]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class FusedUnit:
     """Checkpoint modules that engines hold as one matrix.
 
     Args:
@@ -80,20 +80,20 @@ class Unit:
         return re.sub(r"\\(.)", r"\1", self.part).removesuffix("$")
 
 
-def unit_of(module: Name, role: Role, architecture: Architecture) -> Unit:
+def unit_of(module: Name, role: Role, architecture: Architecture) -> FusedUnit:
     """Return the unit that a checkpoint module belongs to."""
     if role is Role.VISION_TOWER and module.layer is not None:
         path = module.in_any_layer.unclipped
-        return Unit(_VISION, module.layer, _FUSED.get(path, re.escape(path)))
+        return FusedUnit(_VISION, module.layer, _FUSED.get(path, re.escape(path)))
     if module.decoder_layer is not None:
         decoder = ".*language_model" if architecture.is_composite else ""
         path = module.in_layer
         part = _EXPERTS if role is Role.EXPERTS else _FUSED.get(path, re.escape(path))
-        return Unit(decoder, module.decoder_layer, part)
-    return Unit("", None, f"{re.escape(module.last)}$")
+        return FusedUnit(decoder, module.decoder_layer, part)
+    return FusedUnit("", None, f"{re.escape(module.last)}$")
 
 
-def entries(units: Iterable[Unit], everything: Iterable[Unit]) -> tuple[str, ...]:
+def entries(units: Iterable[FusedUnit], everything: Iterable[FusedUnit]) -> tuple[str, ...]:
     """Return the shortest entries for units, in the order of the checkpoint.
 
     Args:
@@ -110,7 +110,7 @@ def entries(units: Iterable[Unit], everything: Iterable[Unit]) -> tuple[str, ...
     )
 
 
-def _layers(units: Iterable[Unit]) -> dict[tuple[str, str], set[int]]:
+def _layers(units: Iterable[FusedUnit]) -> dict[tuple[str, str], set[int]]:
     """Return (place, part) -> the layers that have it; empty outside of layers."""
     found: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for unit in units:

@@ -17,19 +17,19 @@ from g4convert.engines import CONTRACTS
 from g4convert.engines.contract import Contract
 from g4convert.engines.forms import wrong_forms
 from g4convert.engines.limits import (
+    Kernel,
+    NoKernel,
     Packing,
-    Part,
-    Refused,
-    Taken,
+    Partition,
     sglang_linear,
     vllm_cpu_experts,
     vllm_cpu_linear,
     vllm_experts,
     vllm_linear,
 )
-from g4convert.engines.module import Kind, Module
+from g4convert.engines.module import Module, ModuleKind
 from g4convert.engines.reason import Reason
-from g4convert.engines.remarks import Remark, Topic, Way
+from g4convert.engines.remarks import Remark, Remedy, Topic
 from g4convert.engines.remedies import EXPERT_PARALLEL
 from g4convert.engines.split import Uneven, part_of, uneven
 from g4convert.engines.weights import Weights, label
@@ -42,7 +42,10 @@ BASIS: Final = "judged by the engines' source code, not tried on a GPU"
 """Source of the rules behind every verdict."""
 
 _UNPACKS: Final = "unpacks at the first forward pass, into as much memory as bf16"
-_DENSE: Final[Mapping[str, Callable[[Part, Packing], Taken | Refused]]] = {"vllm": vllm_linear, "sglang": sglang_linear}
+_DENSE: Final[Mapping[str, Callable[[Partition, Packing], Kernel | NoKernel]]] = {
+    "vllm": vllm_linear,
+    "sglang": sglang_linear,
+}
 SPLITTING: Final = frozenset(_DENSE)
 """Engines that split a model over GPUs."""
 _TORN: Final = {Topic.UNEVEN, Topic.GROUP}
@@ -68,7 +71,7 @@ class Verdict:
         caveats: remarks on a checkpoint that loads.
         problems: reasons why the engine does not load the checkpoint, or computes with other weights than it stores.
         notes: other remarks.
-        remedies: alternative changes that would make the checkpoint load; `advised` finds them.
+        remedies: alternative changes that would make the checkpoint load; `with_remedies` finds them.
     """
 
     engine: str
@@ -78,7 +81,7 @@ class Verdict:
     caveats: tuple[Remark, ...] = ()
     problems: tuple[Remark, ...] = ()
     notes: tuple[str, ...] = ()
-    remedies: tuple[Way, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
 
     @property
     def name(self) -> str:
@@ -97,7 +100,7 @@ class Verdict:
         return whole or self.problems or self.caveats
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def ways(self) -> tuple[Remedy, ...]:
         """Alternative ways to make it load; `remedies` alone where a new recipe helps, as that mends the rest, too."""
         if any(one.may_be_lifted for one in self.told):
             return self.remedies
@@ -121,7 +124,7 @@ class Verdict:
 def verdicts(
     weights: Weights, engines: Iterable[str] = tuple(CONTRACTS), tps: Iterable[int] = TENSOR_PARALLEL
 ) -> tuple[Verdict, ...]:
-    """Return each engine's verdict on a checkpoint, without remedies: `advised` adds them.
+    """Return each engine's verdict on a checkpoint, without remedies: `with_remedies` adds them.
 
     Returns:
         One verdict for each engine and size; a single verdict for transformers.
@@ -130,11 +133,11 @@ def verdicts(
     return tuple(
         one
         for engine in engines
-        for one in judged(thin, CONTRACTS[engine], sizes, wrong_forms(thin, CONTRACTS[engine]))
+        for one in verdicts_of_engine(thin, CONTRACTS[engine], sizes, wrong_forms(thin, CONTRACTS[engine]))
     )
 
 
-def chosen(found: Iterable[Verdict], engines: Iterable[str], tps: Iterable[int]) -> tuple[Verdict, ...]:
+def select_verdicts(found: Iterable[Verdict], engines: Iterable[str], tps: Iterable[int]) -> tuple[Verdict, ...]:
     """Return the verdicts on the given engines and sizes; an engine that does not split has one verdict for all sizes.
 
     Args:
@@ -148,7 +151,9 @@ def chosen(found: Iterable[Verdict], engines: Iterable[str], tps: Iterable[int])
     return tuple(given[place] for place in places if place in given)
 
 
-def judged(weights: Weights, contract: Contract, tps: Iterable[int], problems: tuple[Remark, ...]) -> Iterator[Verdict]:
+def verdicts_of_engine(
+    weights: Weights, contract: Contract, tps: Iterable[int], problems: tuple[Remark, ...]
+) -> Iterator[Verdict]:
     """Yield one engine's verdicts.
 
     Args:
@@ -201,12 +206,12 @@ class _Split:
             packing = self.weights.packing(module)
             if packing is None:
                 continue
-            if module.kind is Kind.EMBEDDING:
+            if module.kind is ModuleKind.EMBEDDING:
                 yield f"on a CPU: {label(module)}: rows are decoded by a Triton kernel"
                 continue
-            part = None if module.kind is Kind.EXPERTS else self._part(module, 1)
-            found = vllm_cpu_linear(part, packing) if isinstance(part, Part) else vllm_cpu_experts(packing)
-            if isinstance(found, Refused):
+            part = None if module.kind is ModuleKind.EXPERTS else self._part(module, 1)
+            found = vllm_cpu_linear(part, packing) if isinstance(part, Partition) else vllm_cpu_experts(packing)
+            if isinstance(found, NoKernel):
                 yield f"on a CPU: {label(module)}: {found.reason}"
 
     def _remarks(self, tp: int) -> Iterator[Remark]:
@@ -217,9 +222,9 @@ class _Split:
             match self._taken(module, packing, tp):
                 case Uneven(reason):
                     yield Remark(Topic.UNEVEN, subject, reason, role=role)
-                case Refused(reason):
+                case NoKernel(reason):
                     yield Remark(Topic.GROUP, subject, reason, role=role)
-                case Taken(kernel, padded, slow):
+                case Kernel(kernel, padded, slow):
                     yield Remark(Topic.KERNEL, "", Reason(kernel))
                     if padded:
                         yield Remark(
@@ -231,22 +236,22 @@ class _Split:
                     if slow:
                         yield Remark(Topic.SLOW, subject, Reason(f"{kernel}, slower: {slow}"), role=role)
 
-    def _taken(self, module: Module, packing: Packing | None, tp: int) -> Taken | Refused | Uneven | None:
+    def _taken(self, module: Module, packing: Packing | None, tp: int) -> Kernel | NoKernel | Uneven | None:
         """Return the kernel of a module, or the reason why there is none; None for a plain module."""
-        if module.kind is Kind.LINEAR or (module.kind is Kind.HEAD and packing is not None):
+        if module.kind is ModuleKind.LINEAR or (module.kind is ModuleKind.HEAD and packing is not None):
             part = self._part(module, tp)
             if isinstance(part, Uneven) or packing is None:
                 return part if isinstance(part, Uneven) else None
             return _DENSE[self.contract.engine](part, packing)
         experts = self.weights.architecture.text.experts
-        if module.kind is not Kind.EXPERTS or experts is None:
+        if module.kind is not ModuleKind.EXPERTS or experts is None:
             return None  # engines pad tables, and heads that are not packed
         h, i = self.weights.architecture.text.hidden_size, experts.intermediate_size
         if i % tp:
             return uneven(f"{i} inputs", tp)
         return vllm_experts(h, i // tp, i, packing) if packing and self.contract.engine == "vllm" else None
 
-    def _part(self, module: Module, tp: int) -> Part | Uneven:
+    def _part(self, module: Module, tp: int) -> Partition | Uneven:
         return part_of(module, self.weights.architecture, self.weights.shapes, tp)
 
     def _saved_by_expert_parallel(self, torn: Iterable[Remark]) -> bool:

@@ -36,7 +36,7 @@ from typing import Final
 
 from g4convert.engines.contract import Contract, OnMissing, OnUnknown
 from g4convert.engines.matching import By, Matching
-from g4convert.engines.module import Accepts, Cut, Renames, Rule
+from g4convert.engines.module import Accepts, Cut, ModuleRule, Renames
 from g4convert.engines.reason import Reason
 from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
@@ -79,11 +79,11 @@ _TABLE: Final = ("VocabParallelEmbedding",)
 
 _PACKED_TABLE: Final = Reason("packed by a target that names it, symmetric", source="compressed_tensors_embedding.py")
 
-_UNTIED_TABLE: Final = Rule(r".*\bembed_tokens", _TABLE, note=_PACKED_TABLE, cut=Cut.OUT)
+_UNTIED_TABLE: Final = ModuleRule(r".*\bembed_tokens", _TABLE, note=_PACKED_TABLE, cut=Cut.OUT)
 _TIED_TABLE: Final = replace(
     _UNTIED_TABLE, accepts=_PLAIN, note=Reason("tied with the head, which needs its `weight`: AttributeError")
 )
-_UNTIED_HEAD: Final = Rule(
+_UNTIED_HEAD: Final = ModuleRule(
     r".*\blm_head",
     ("ParallelLMHead",),
     note=Reason("packed by a target that names it: the class name has no `Linear` in it"),
@@ -95,43 +95,47 @@ _TIED_HEAD: Final = replace(
     note=Reason("tied with the embedding; the class name has no `Linear` in it"),
 )
 _DECODER: Final = (
-    Rule(_ATTENTION + r"\.o_proj", _ROW, cut=Cut.IN),
-    Rule(r"(.*\blayers\.\d+\.mlp)\.(gate|up)_proj", ("MergedColumnParallelLinear",), r"\1.gate_up_proj", cut=Cut.OUT),
-    Rule(r".*\blayers\.\d+\.mlp\.down_proj", _ROW, cut=Cut.IN),
-    Rule(r".*\.per_layer_(input_gate|projection)", _REPLICATED),
-    Rule(r".*\.per_layer_model_projection", _COLUMN, cut=Cut.OUT),
-    Rule(
+    ModuleRule(_ATTENTION + r"\.o_proj", _ROW, cut=Cut.IN),
+    ModuleRule(
+        r"(.*\blayers\.\d+\.mlp)\.(gate|up)_proj", ("MergedColumnParallelLinear",), r"\1.gate_up_proj", cut=Cut.OUT
+    ),
+    ModuleRule(r".*\blayers\.\d+\.mlp\.down_proj", _ROW, cut=Cut.IN),
+    ModuleRule(r".*\.per_layer_(input_gate|projection)", _REPLICATED),
+    ModuleRule(r".*\.per_layer_model_projection", _COLUMN, cut=Cut.OUT),
+    ModuleRule(
         r".*\.router\.proj",
         ("GateLinear",),
         configured=False,
         accepts=_PLAIN,
         note=Reason("GateLinear has no quantization config", source="models/gemma4.py:325"),
     ),
-    Rule(r".*\bembed_tokens_per_layer", _TABLE, note=_PACKED_TABLE, cut=Cut.OUT),
+    ModuleRule(r".*\bembed_tokens_per_layer", _TABLE, note=_PACKED_TABLE, cut=Cut.OUT),
 )
-_QKV: Final = Rule(_ATTENTION + r"\.[qkv]_proj", ("QKVParallelLinear",), r"\1.qkv_proj", cut=Cut.OUT, kv_shared=False)
+_QKV: Final = ModuleRule(
+    _ATTENTION + r"\.[qkv]_proj", ("QKVParallelLinear",), r"\1.qkv_proj", cut=Cut.OUT, kv_shared=False
+)
 _EXPERTS: Final = r"(.*\blayers\.\d+)\.experts\.\d+\.(gate|up|down)_proj"
 _MEDIA: Final = (
-    Rule(
+    ModuleRule(
         r"vision_tower\.patch_embedder\.input_proj",
         _REPLICATED,
         accepts=_PLAIN,
         note=Reason("the forward pass reads the dtype of its `weight`, which a packed one has not"),
     ),
-    Rule(r"(vision|audio)_tower\..*", _REPLICATED, note=Reason("loads packed where its sizes allow")),
+    ModuleRule(r"(vision|audio)_tower\..*", _REPLICATED, note=Reason("loads packed where its sizes allow")),
 )
 _EMBEDDERS: Final = (
-    Rule(
+    ModuleRule(
         r"embed_vision\.embedding_projection",
         _REPLICATED,
         accepts=_PLAIN,
         note=Reason("the first image reads the dtype of its `weight`", source="models/gemma4_mm.py:2069"),
     ),
-    Rule(r"embed_audio\.embedding_projection", _REPLICATED, note=Reason("loads packed; sound was not run")),
+    ModuleRule(r"embed_audio\.embedding_projection", _REPLICATED, note=Reason("loads packed; sound was not run")),
 )
 _UNIFIED_EMBEDDERS: Final = (
-    Rule(r"vision_embedder\.patch_dense", _COLUMN, cut=Cut.OUT, note=Reason("loads packed; images were not run")),
-    Rule(
+    ModuleRule(r"vision_embedder\.patch_dense", _COLUMN, cut=Cut.OUT, note=Reason("loads packed; images were not run")),
+    ModuleRule(
         r"embed_(vision|audio)\.embedding_projection",
         _REPLICATED,
         configured=False,
@@ -140,11 +144,11 @@ _UNIFIED_EMBEDDERS: Final = (
     ),
 )
 _DRAFTER: Final = (
-    Rule(_ATTENTION + r"\.q_proj", _COLUMN, cut=Cut.OUT),
-    Rule(_ATTENTION + r"\.[kv]_proj", (), None, refused=True),
-    Rule(r".*\bpre_projection", _COLUMN, cut=Cut.OUT),
-    Rule(r".*\bpost_projection", _ROW, cut=Cut.IN),
-    Rule(
+    ModuleRule(_ATTENTION + r"\.q_proj", _COLUMN, cut=Cut.OUT),
+    ModuleRule(_ATTENTION + r"\.[kv]_proj", (), None, refused=True),
+    ModuleRule(r".*\bpre_projection", _COLUMN, cut=Cut.OUT),
+    ModuleRule(r".*\bpost_projection", _ROW, cut=Cut.IN),
+    ModuleRule(
         r"masked_embedding\.centroids",
         ("Linear",),
         configured=False,
@@ -155,13 +159,13 @@ _DRAFTER: Final = (
 
 _NEW: Final = (
     _QKV,
-    Rule(_ATTENTION + r"\.q_proj", _COLUMN, cut=Cut.OUT, kv_shared=True),
-    Rule(_ATTENTION + r"\.[kv]_proj", (), None, kv_shared=True),
-    Rule(_EXPERTS, ("RoutedExperts",), r"\1.experts", cut=Cut.OUT),
+    ModuleRule(_ATTENTION + r"\.q_proj", _COLUMN, cut=Cut.OUT, kv_shared=True),
+    ModuleRule(_ATTENTION + r"\.[kv]_proj", (), None, kv_shared=True),
+    ModuleRule(_EXPERTS, ("RoutedExperts",), r"\1.experts", cut=Cut.OUT),
 )
 _OLD: Final = (
     _QKV,
-    Rule(
+    ModuleRule(
         _ATTENTION + r"\.[qkv]_proj",
         _QKV.classes,
         r"\1.qkv_proj",
@@ -169,7 +173,7 @@ _OLD: Final = (
         kv_shared=True,
         note=Reason("built whole; nothing reads its keys and values"),
     ),
-    Rule(_EXPERTS, ("FusedMoE",), r"\1.moe.experts", cut=Cut.OUT),
+    ModuleRule(_EXPERTS, ("FusedMoE",), r"\1.moe.experts", cut=Cut.OUT),
 )
 _OLD_DRAFTER: Final = tuple(
     replace(rule, configured=False, accepts=_PLAIN, refused=False, note=Reason("0.23 builds drafters unquantized"))
@@ -177,7 +181,7 @@ _OLD_DRAFTER: Final = tuple(
 )
 
 
-def _rules(architecture: Architecture, layers: Iterable[Rule] = _NEW) -> tuple[Rule, ...]:
+def _rules(architecture: Architecture, layers: Iterable[ModuleRule] = _NEW) -> tuple[ModuleRule, ...]:
     is_tied = architecture.tied_embeddings
     head = _TIED_HEAD if is_tied else _UNTIED_HEAD
     if architecture.is_assistant:
@@ -186,7 +190,7 @@ def _rules(architecture: Architecture, layers: Iterable[Rule] = _NEW) -> tuple[R
     return (*layers, _TIED_TABLE if is_tied else _UNTIED_TABLE, head, *_DECODER, *_MEDIA, *media)
 
 
-def _oldest_rules(architecture: Architecture) -> tuple[Rule, ...]:
+def _oldest_rules(architecture: Architecture) -> tuple[ModuleRule, ...]:
     return _OLD_DRAFTER if architecture.is_assistant else _rules(architecture, _OLD)
 
 

@@ -11,7 +11,7 @@ from g4convert.checkpoint.declared import DeclaredGroup
 from g4convert.checkpoint.stored import StoredScheme
 from g4convert.engines.faults import Stored
 from g4convert.engines.limits import Packing
-from g4convert.engines.module import Kind, Module
+from g4convert.engines.module import Module, ModuleKind
 from g4convert.gemma4 import Architecture, Role
 from g4convert.names import Name
 
@@ -132,7 +132,7 @@ class Weights:
 
     def likeness(self, module: Module) -> tuple[object, ...]:
         """Return a key that is equal for modules of the same kind, size and form."""
-        experts = module.kind is Kind.EXPERTS
+        experts = module.kind is ModuleKind.EXPERTS
         sizes = () if experts else tuple(self.shapes.get(shard) for shard in module.shards)
         heads: tuple[int, ...] = ()
         number, layers = Name(module.name).decoder_layer, self.architecture.text.layers
@@ -160,7 +160,7 @@ def _left(roles: Collection[Role]) -> set[Role]:
 
 def label(module: Module) -> str:
     """Return a short name for an engine's kind of module, without model prefix and layer number."""
-    if module.kind is Kind.EXPERTS:
+    if module.kind is ModuleKind.EXPERTS:
         return "experts"
     return _without_start(module.name)
 

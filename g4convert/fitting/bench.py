@@ -38,7 +38,7 @@ _SKIPPED: Final = 1
 """Positions at the start of a sequence that are not judged: a token after BOS alone has no context."""
 
 
-class _Given(torch.nn.Module):
+class _Recorded(torch.nn.Module):
     """Replacement of a layer that returns its recorded output.
 
     Args:
@@ -63,7 +63,7 @@ class _Noting(torch.nn.Module):
     def __init__(self, layer: torch.nn.Module) -> None:
         super().__init__()
         self._layer = layer
-        self.given: _Given | None = None
+        self.given: _Recorded | None = None
 
     def forward(self, *args: Any, shared_kv_states: Any = None, **options: Any) -> torch.Tensor:  # noqa: ANN401 -- a dict
         """Run the layer, record its results in `given`, and return its output."""
@@ -71,7 +71,7 @@ class _Noting(torch.nn.Module):
         states: torch.Tensor = self._layer(*args, shared_kv_states=shared_kv_states, **options)
         after = {} if shared_kv_states is None else dict(shared_kv_states)
         left = {key: one for key, one in after.items() if before.get(key) is not one}
-        self.given = _Given(states, left)
+        self.given = _Recorded(states, left)
         return states
 
 
@@ -108,7 +108,7 @@ class Bench:
     model: Model
     rounder: Rounder
     ids: torch.Tensor
-    layers: tuple[_Given, ...]
+    layers: tuple[_Recorded, ...]
     states: torch.Tensor
     original: Divergence
 

@@ -17,7 +17,7 @@ from g4convert.fitting.problem import Assignment, Problem, Solved
 from g4convert.fitting.sensitivities import Measure
 from g4convert.fitting.target import Loss, Target, budget
 from g4convert.planning.layout import lay_out
-from g4convert.planning.recipe import Method
+from g4convert.planning.recipe import RecipeMethod
 from g4convert.planning.recipe_files import load, shipped
 from g4convert.planning.steps import make_plan
 from g4convert.quantities import size
@@ -160,7 +160,7 @@ def presets(problem: Problem, checkpoint: Checkpoint, measure: Measure) -> Itera
     own, seen = problem.plan.recipe, []
     fixed = {"layout": own.layout, "kv_shared": own.kv_shared}
     for name, recipe in shipped().items():
-        if recipe.method is not Method.AUTO or recipe.layout != "full":
+        if recipe.method is not RecipeMethod.AUTO or recipe.layout != "full":
             continue
         try:
             plan = make_plan(checkpoint, load(name, fixed).recipe)

@@ -35,7 +35,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class Decision:
     """An independent decision: a choice takes exactly one of its options."""
 
     name: str
@@ -64,14 +64,14 @@ class Frontier:
         corners: steps at which `best` falls: choices that no other beats in both size and loss.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[Decision, ...]
     step: int
     best: F64
     picks: I8
     corners: NDArray[np.intp]
 
     @classmethod
-    def of(cls, items: Sequence[Item]) -> "Frontier":
+    def of(cls, items: Sequence[Decision]) -> "Frontier":
         """Solve the knapsack for all sizes."""
         step = _step(items)
         extra = [[-(-(option.nbytes - item.least) // step) for option in item.options] for item in items]
@@ -128,7 +128,7 @@ class Frontier:
         return tuple(reversed(found))
 
 
-def _step(items: Sequence[Item]) -> int:
+def _step(items: Sequence[Decision]) -> int:
     """Return the bytes of a step: the exact step, or a larger one if that makes more than `_MOST` steps."""
     exact = gcd(*(option.nbytes - item.least for item in items for option in item.options)) or 1
     whole = sum(item.most - item.least for item in items)

@@ -15,7 +15,7 @@ from g4convert.conversion.weighting import check_statistics, read_statistics
 from g4convert.errors import UsageError
 from g4convert.fitting.problem import Problem
 from g4convert.fitting.rounding import Rounder
-from g4convert.fitting.sensitivities import Basis, Unit
+from g4convert.fitting.sensitivities import Basis, LossUnit
 from g4convert.quantities import plural
 
 _SAMPLES: Final = 8
@@ -44,7 +44,13 @@ class Inputs:
 
     @classmethod
     def of(  # noqa: PLR0913, PLR0917 -- a file, what it is for, and how much of it
-        cls, path: Path, checkpoint: Checkpoint, problem: Problem, unit: Unit, samples: int | None, length: int | None
+        cls,
+        path: Path,
+        checkpoint: Checkpoint,
+        problem: Problem,
+        unit: LossUnit,
+        samples: int | None,
+        length: int | None,
     ) -> "Inputs":
         """Read a calibration file.
 
@@ -65,7 +71,7 @@ class Inputs:
         statistics = _statistics(path, problem, unit, checkpoint)
         return cls(tokens.ids[chosen, :length], tokens.ids[others, :length], tokens.hash, statistics)
 
-    def basis(self, checkpoint: Checkpoint, rounder: Rounder, unit: Unit, dtype: str) -> Basis:
+    def basis(self, checkpoint: Checkpoint, rounder: Rounder, unit: LossUnit, dtype: str) -> Basis:
         """Return everything that the losses will depend on."""
         samples, length = self.ids.shape
         return Basis(
@@ -77,7 +83,7 @@ class Inputs:
             method=rounder.method.value,
             signed=rounder.signed,
             statistics="" if self.statistics is None else self.statistics.hash,
-            dtype=dtype if unit is Unit.KL else "",
+            dtype=dtype if unit is LossUnit.KL else "",
         )
 
 
@@ -121,11 +127,11 @@ def _evenly(rows: Sequence[int], count: int) -> list[int]:
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
-def _statistics(path: Path, problem: Problem, unit: Unit, checkpoint: Checkpoint) -> Statistics | None:
+def _statistics(path: Path, problem: Problem, unit: LossUnit, checkpoint: Checkpoint) -> Statistics | None:
     """Read the statistics if the method or the unit needs them; for KL, `gptq` does without if the file has none."""
     recipe = problem.plan.recipe
     without = not recipe.is_calibrated or (recipe.is_layered and CalibrationFile.load(path).statistics is None)
-    if without and unit is Unit.KL:
+    if without and unit is LossUnit.KL:
         return None
     found = read_statistics(path)
     check_statistics(path, found, problem.plan, checkpoint)

@@ -22,10 +22,10 @@ from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.fitting.bench import Bench
 from g4convert.fitting.choices import label_of
 from g4convert.fitting.inputs import Inputs
-from g4convert.fitting.outputs import Outputs
+from g4convert.fitting.outputs import OutputErrors
 from g4convert.fitting.problem import Losses, Problem
 from g4convert.fitting.rounding import Rounder
-from g4convert.fitting.sensitivities import Measure, Sensitivities, Unit
+from g4convert.fitting.sensitivities import LossUnit, Measure, Sensitivities
 from g4convert.fitting.standing import Standing, scaled
 from g4convert.fitting.target import Loss, Target
 from g4convert.forward.load import DTYPES, DTypeName, load
@@ -49,7 +49,7 @@ class Measures:
 
     single: Measure
     whole: Measure
-    unit: Unit
+    unit: LossUnit
     share: float
 
     @classmethod
@@ -64,20 +64,20 @@ class Measures:
     ) -> "Measures":
         """Make the measures; load the model only for KL."""
         share = rounder.share
-        if known.basis.unit is Unit.OUTPUT_ERROR:
-            both = Outputs(checkpoint, rounder, given.ids, known.losses)
-            return cls(both, both if share == 1 else Standing(both, share), Unit.OUTPUT_ERROR, share)
+        if known.basis.unit is LossUnit.OUTPUT_ERROR:
+            both = OutputErrors(checkpoint, rounder, given.ids, known.losses)
+            return cls(both, both if share == 1 else Standing(both, share), LossUnit.OUTPUT_ERROR, share)
         model = load(checkpoint, dtype=dtype, device=torch_device(device), decoder_only=True)
         single, whole = (Bench.of(model, ids, rounder) for ids in (given.ids, given.held_out))
-        return cls(single, whole if share == 1 else Standing(whole, share), Unit.KL, share)
+        return cls(single, whole if share == 1 else Standing(whole, share), LossUnit.KL, share)
 
     def chosen_by(self, problem: Problem, losses: Losses) -> Losses:
         """Return the losses to choose by: KL smoothed, output errors unchanged since they have no noise; by share."""
-        found = smoothed(problem, losses) if self.unit is Unit.KL else losses
+        found = smoothed(problem, losses) if self.unit is LossUnit.KL else losses
         return scaled(found, problem.free, self.share)
 
 
-def unit_of(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeName, device: str) -> Unit:
+def unit_of(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeName, device: str) -> LossUnit:
     """Return the unit of losses. KL runs the decoder for each change, so it needs the decoder in memory.
 
     Raises:
@@ -88,7 +88,7 @@ def unit_of(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeNam
     weights = [one for one in inventory.weights if inventory.architecture.decoder_path(one.name) is not None]
     need = DTYPES[dtype].itemsize * sum(one.info.numel for one in weights)
     if memory is not MemoryUse.STREAM and is_roomy(need, torch_device(device)):
-        return Unit.KL
+        return LossUnit.KL
     why = f"its decoder takes {size(need)} in {dtype}, more than the free memory of {device}"
     remedy = "--dtype bfloat16 takes half, --device cuda that of a GPU"
     if memory is MemoryUse.RESIDENT:
@@ -99,7 +99,7 @@ def unit_of(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeNam
             f"{target.text}: {why}, so errors of outputs are measured, not KL",
             hint=f"--target-size or --target-bits; {remedy}; measured losses serve on any machine",
         )
-    return Unit.OUTPUT_ERROR
+    return LossUnit.OUTPUT_ERROR
 
 
 _LEAST: Final = 1e-12

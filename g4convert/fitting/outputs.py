@@ -30,7 +30,7 @@ _ROWS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outputs:
+class OutputErrors:
     """Measure of output errors, from stored weights and statistics of their inputs.
 
     Args:

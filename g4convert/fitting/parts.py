@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from g4convert.engines.units import Unit, unit_of
+from g4convert.engines.units import FusedUnit, unit_of
 from g4convert.errors import UsageError
 from g4convert.fitting.choices import Form
 from g4convert.gemma4 import Role, Weight
@@ -34,7 +34,7 @@ class Part:
         base: packing in the base recipe.
     """
 
-    unit: Unit
+    unit: FusedUnit
     role: PackRole
     weights: tuple[Weight, ...]
     forms: tuple[Form, ...]
@@ -87,7 +87,7 @@ def parts_of(plan: Plan, choices: Sequence[Form] = ()) -> tuple[Part, ...]:
 def _parts(plan: Plan, choices: Sequence[Form]) -> Iterator[Part]:
     """Yield the parts of a plan."""
     base = {step.weight.name: step.packing for step in plan.quantized}
-    grouped: dict[Unit, list[Packable]] = {}
+    grouped: dict[FusedUnit, list[Packable]] = {}
     for one in packable_of(plan):
         if one.role is PackRole.VISION_TOWER:
             _refuse_rules_of_towers(plan.recipe, one)

@@ -10,7 +10,7 @@ from itertools import product
 
 from g4convert.errors import GateError, UnsupportedError, UsageError
 from g4convert.fitting.choices import Form, label_of
-from g4convert.fitting.frontier import Frontier, Item, Option
+from g4convert.fitting.frontier import Decision, Frontier, Option
 from g4convert.fitting.parts import Part, parts_of
 from g4convert.planning.layout import lay_out
 from g4convert.planning.plan import Plan
@@ -149,7 +149,7 @@ class Problem:
         for parts in self._together:
             options = tuple(_options(parts))
             found = (Option(self._bytes_of(parts, one), _loss(losses, one)) for one in options)
-            items.append(Item(" and ".join(part.name for part in parts), tuple(found)))
+            items.append(Decision(" and ".join(part.name for part in parts), tuple(found)))
             forms.append(options)
         return Solved(self, Frontier.of(items), tuple(forms))
 

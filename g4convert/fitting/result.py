@@ -8,7 +8,7 @@ from g4convert.fitting.choices import Form, label_of
 from g4convert.fitting.choosing import Point
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Losses, Problem
-from g4convert.fitting.sensitivities import Sensitivities, Unit
+from g4convert.fitting.sensitivities import LossUnit, Sensitivities
 from g4convert.fitting.target import Target
 from g4convert.quantities import size
 
@@ -108,7 +108,7 @@ class Fitted:
                     f"that was decided on. KL {one.measured:.4g} nats, measured as a whole on {ids} token ids and",
                     f"rounded by {self.rounded_by}; single changes add up to {one.predicted:.4g} on others.",
                 ]
-                if basis.unit is Unit.KL
+                if basis.unit is LossUnit.KL
                 else [
                     f"that was decided on. Output errors, rounded by {self.rounded_by}, add up to",
                     f"{one.measured:.4g}: the model did not fit the memory, and what that is in KL was not measured.",

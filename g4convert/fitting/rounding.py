@@ -7,7 +7,7 @@ import torch
 
 from g4convert.array_types import F32
 from g4convert.calibration.rounding import quantized
-from g4convert.conversion.result import Choice
+from g4convert.conversion.result import MethodChoice
 from g4convert.conversion.statistics import Statistics, source_of
 from g4convert.engines.limits import Packing
 from g4convert.fitting.standing import share_of
@@ -29,7 +29,7 @@ class Rounder:
         statistics: statistics of the Linears' inputs, for `imatrix`; None if there are none.
     """
 
-    choice: Choice
+    choice: MethodChoice
     architecture: Architecture
     pool: Executor
     signed: bool = True

@@ -24,7 +24,7 @@ from g4convert.errors import InputError
 from g4convert.fitting.choices import Form, label_of
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Problem
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.whole_files import write_whole
 
 _VERSION: Final = 1
@@ -32,7 +32,7 @@ _MOST: Final = 64 << 20
 _HINT: Final = "name another file with --sensitivities, or move this one away"
 
 
-class Unit(StrEnum):
+class LossUnit(StrEnum):
     """Units of losses."""
 
     KL = "KL"
@@ -69,7 +69,7 @@ class Basis:
         dtype: dtype of the forward; empty if the model does not run.
     """
 
-    unit: Unit
+    unit: LossUnit
     model: Model
     tokens: str
     samples: int
@@ -132,7 +132,7 @@ def measure(  # noqa: PLR0913, PLR0917 -- what is measured, where it is kept, an
     single: Measure,
     known: Sensitivities,
     path: Path,
-    progress: Quiet,
+    progress: Progress,
     check: Callable[[], None],
 ) -> None:
     """Measure every missing loss, one change at a time, and save the file after each.

@@ -19,7 +19,7 @@ from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Losses
 from g4convert.fitting.sensitivities import Measure
 from g4convert.planning.costs import measured_kl
-from g4convert.planning.recipe import Method as Asked
+from g4convert.planning.recipe import RecipeMethod as Asked
 from g4convert.quantization import Method
 
 _GROUP: Final = 32

@@ -208,7 +208,7 @@ def _loads(problem: Problem, checkpoint: Checkpoint, parts: Iterable[Part], form
     assignment |= {part.name: form for part in parts}
     plan = plan_of(checkpoint, recipe_values(problem, assignment), problem, assignment)
     try:
-        Outlook.of(plan, tps).hold(plan.recipe, tps)
+        Outlook.of(plan, tps).require_engines(plan.recipe, tps)
     except GateError:
         return False
     return True

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from g4convert.devices import device_of, moved
-from g4convert.forward.logits import Given, Head, Logits, Made
+from g4convert.forward.logits import Head, HeldLogits, Logits, Made
 from g4convert.forward.media import videos_encoded
 from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
@@ -32,7 +32,7 @@ _EMBEDDERS = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
 
 
 @dataclass(frozen=True, slots=True)
-class Outputs:
+class ProbeOutputs:
     """Outputs of a model for one probe.
 
     Args:
@@ -58,7 +58,7 @@ class Outputs:
     @property
     def raw_logits(self) -> torch.Tensor | None:
         """All logits before the softcap; None if unknown."""
-        if isinstance(self.rows, Given):
+        if isinstance(self.rows, HeldLogits):
             return self.rows.before
         return self.rows.rows(0, len(self.rows))[1]
 
@@ -77,13 +77,13 @@ class ModelCandidate:
     inside: bool = True
     whole: bool = False
 
-    def run(self, probe: Probe) -> Outputs:
+    def run(self, probe: Probe) -> ProbeOutputs:
         """Run one probe; for several probes `run_all` reads a streamed model's weights only once."""
         seen = _Seen()
         with torch.no_grad(), _watching(self.model, seen, probe.scored, inside=self.inside, whole=self.whole):
             arguments = videos_encoded(self.model, moved(probe.arguments, device_of(self.model)))
             result = self.model(**{"use_cache": False, **arguments})
-        return Outputs(
+        return ProbeOutputs(
             rows=self._logits(seen, _rows(result.logits), probe.scored),
             layers=seen.layers,
             embedders={name: torch.cat(parts) for name, parts in seen.embedders.items()},
@@ -93,11 +93,11 @@ class ModelCandidate:
 
     def _logits(self, seen: "_Seen", logits: torch.Tensor, scored: torch.Tensor) -> Logits:
         """Make logits from the states before the head, or take the forward's if no states were recorded."""
-        return Given(logits[scored]) if seen.states is None else Made(Head.of(self.model), seen.states)
+        return HeldLogits(logits[scored]) if seen.states is None else Made(Head.of(self.model), seen.states)
 
 
 def run_all(
-    candidate: ModelCandidate, probes: Sequence[Probe], keep: Callable[[Probe, Outputs], T] | None = None
+    candidate: ModelCandidate, probes: Sequence[Probe], keep: Callable[[Probe, ProbeOutputs], T] | None = None
 ) -> list[T]:
     """Run probes, on a streamed model with one pass over its weights.
 

@@ -24,7 +24,7 @@ from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model, context_of, dtype_name
 from g4convert.forward.streaming import stream_of
 from g4convert.forward.tuning import tune
-from g4convert.progress import Quiet, peak_memory
+from g4convert.progress import Progress, peak_memory
 from g4convert.request import DEFAULTS, SPEECH_DTYPE, check_run
 
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
@@ -116,7 +116,7 @@ class Speaker:
             model = load(checkpoint, dtype=cast("DTypeName", dtype), memory=memory, device=where)
         return cls(model, frame_of(checkpoint.path, model.config), perf_counter() - begin)
 
-    def tune(self, path: Path, progress: Quiet | None = None) -> int:
+    def tune(self, path: Path, progress: Progress | None = None) -> int:
         """Measure the GPU's kernels on this model, and write the table; see `forward.tuning.tune`."""
         with memory_faults():
             return tune(self.model, path, progress=progress)

@@ -29,7 +29,7 @@ from g4convert.devices import CPU, device_of, is_roomy, place
 from g4convert.engines import CONTRACTS
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
 from g4convert.forward.filling import Filling, put
-from g4convert.forward.misfits import Kind, Misfit, Unfit
+from g4convert.forward.misfits import Misfit, MisfitKind, Unfit
 from g4convert.forward.models import Model, constructing, model_class, quiet_transformers, read_config, reading
 from g4convert.forward.modules import W4A16Linear
 from g4convert.forward.pieces import Constant, Dense, PackedGroup, Piece, Rows, TensorFiles
@@ -148,12 +148,12 @@ def _no_limits(model: Model, contents: Contents) -> dict[str, Piece]:
 
 def _strangers(contents: Contents) -> Iterable[Misfit]:
     """Yield the pieces that have no place in the model, and the places that have two sources."""
-    yield from (Misfit(Kind.UNEXPECTED, name) for name in contents.unknown)
+    yield from (Misfit(MisfitKind.UNEXPECTED, name) for name in contents.unknown)
     yield from (
-        Misfit(Kind.TORN, module, f"no weight_packed beside {', '.join(parts)}")
+        Misfit(MisfitKind.TORN, module, f"no weight_packed beside {', '.join(parts)}")
         for module, parts in contents.torn.items()
     )
-    yield from (Misfit(Kind.TWICE, name, " and ".join(names)) for name, names in contents.twice.items())
+    yield from (Misfit(MisfitKind.TWICE, name, " and ".join(names)) for name, names in contents.twice.items())
 
 
 def _wrong_extras(checkpoint: Checkpoint, contents: Contents) -> Iterable[Misfit]:
@@ -162,19 +162,19 @@ def _wrong_extras(checkpoint: Checkpoint, contents: Contents) -> Iterable[Misfit
     known = droppable(contents.architecture)
     for name, form in contents.spare.items():
         if isinstance(form, PackedModule):
-            yield Misfit(Kind.UNEXPECTED, name, "packed, and no model reads it")
+            yield Misfit(MisfitKind.UNEXPECTED, name, "packed, and no model reads it")
             continue
         match known.get(contents.renamed.get(name, name)):
             case None:
                 continue  # a derived buffer
             case extra if form.shape != extra.shape:
-                yield Misfit(Kind.MISMATCHED, name, f"is {[*form.shape]}, expected {[*extra.shape]}")
+                yield Misfit(MisfitKind.MISMATCHED, name, f"is {[*form.shape]}, expected {[*extra.shape]}")
             case extra if extra.kind is ExtraKind.ONES and not bool((files[name] == 1).all()):
-                yield Misfit(Kind.UNEXPECTED, name, f"has values other than 1, but {extra.reason}")
+                yield Misfit(MisfitKind.UNEXPECTED, name, f"has values other than 1, but {extra.reason}")
             case extra if extra.kind is ExtraKind.ZEROS and bool(files[name].any()):
-                yield Misfit(Kind.UNEXPECTED, name, f"has values other than 0, but {extra.reason}")
+                yield Misfit(MisfitKind.UNEXPECTED, name, f"has values other than 0, but {extra.reason}")
             case extra if extra.kind is ExtraKind.TIED and not _is_embedding(contents, files, files[name]):
-                yield Misfit(Kind.UNEXPECTED, name, f"differs from the embedding, but {extra.reason}")
+                yield Misfit(MisfitKind.UNEXPECTED, name, f"differs from the embedding, but {extra.reason}")
 
 
 def _is_embedding(contents: Contents, files: TensorFiles, head: torch.Tensor) -> bool:
@@ -273,10 +273,10 @@ def _projection(group: PackedGroup) -> PackedProjection:
 
 def _misfits(pieces: Mapping[str, Piece], places: Mapping[str, torch.Tensor]) -> list[Misfit]:
     """List the differences of checkpoint and built model; the tables of names say there are none."""
-    problems = [Misfit(Kind.MISSING, name) for name in places if name not in pieces]
-    problems += [Misfit(Kind.UNEXPECTED, name) for name in pieces if name not in places]
+    problems = [Misfit(MisfitKind.MISSING, name) for name in places if name not in pieces]
+    problems += [Misfit(MisfitKind.UNEXPECTED, name) for name in pieces if name not in places]
     for name, piece in pieces.items():
         if name in places and tuple(piece.shape) != tuple(places[name].shape):
             text = f"is {[*piece.shape]}, the model's is {[*places[name].shape]}"
-            problems.append(Misfit(Kind.MISMATCHED, name, text))
+            problems.append(Misfit(MisfitKind.MISMATCHED, name, text))
     return problems

@@ -165,7 +165,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Given:
+class HeldLogits:
     """Logits in memory, float32 [n, V].
 
     Args:
@@ -189,7 +189,7 @@ class Given:
         return self.after[begin:end], None if self.before is None else self.before[begin:end]
 
 
-Logits: TypeAlias = Made | Given
+Logits: TypeAlias = Made | HeldLogits
 """Logits of the scored rows."""
 
 

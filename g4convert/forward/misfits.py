@@ -8,7 +8,7 @@ from pathlib import Path
 from g4convert.errors import GateError
 
 
-class Kind(StrEnum):
+class MisfitKind(StrEnum):
     """Way in which a tensor does not fit."""
 
     MISSING = "missing"
@@ -34,14 +34,14 @@ class Misfit:
         text: details; for `MISMATCHED` they continue the sentence after the name.
     """
 
-    kind: Kind
+    kind: MisfitKind
     name: str
     text: str = ""
 
     @property
     def line(self) -> str:
         """The misfit in one line."""
-        joint = " " if self.kind is Kind.MISMATCHED else ": "
+        joint = " " if self.kind is MisfitKind.MISMATCHED else ": "
         return f"{self.kind}: {self.name}{joint if self.text else ''}{self.text}"
 
     @property

@@ -10,7 +10,7 @@ from g4convert.checkpoint.contents import Contents, Form
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule, stored_scheme, unreadable
 from g4convert.engines import CONTRACTS
-from g4convert.forward.misfits import Kind, Misfit
+from g4convert.forward.misfits import Misfit, MisfitKind
 from g4convert.forward.pieces import PackedGroup, Rows
 from g4convert.gemma4 import Expected, FusedExperts, Role
 from g4convert.tensors import DType, TensorInfo
@@ -30,7 +30,7 @@ def pieces_of(checkpoint: Checkpoint, contents: Contents, problems: list[Misfit]
         form = contents.stored.get(name)
         if form is None:
             if not expected.optional:
-                problems.append(Misfit(Kind.MISSING, name))
+                problems.append(Misfit(MisfitKind.MISSING, name))
         elif name not in fused and expected.role is not Role.KV_SHARED:
             piece = _moved(form, expected) or _piece(checkpoint, name, (form,), expected.shape, problems)
             if piece:
@@ -84,14 +84,14 @@ def _piece(
     plain = [form for form in forms if isinstance(form, TensorInfo)]
     packed = tuple(form for form in forms if isinstance(form, PackedModule))
     if packed and plain:
-        problems.append(Misfit(Kind.MIXED, name, f"{len(packed)} experts are packed, {len(plain)} are not"))
+        problems.append(Misfit(MisfitKind.MIXED, name, f"{len(packed)} experts are packed, {len(plain)} are not"))
         return None
     if packed:
         return _packed(checkpoint, name, packed, shape, problems)
     each = _share(shape, len(plain))
     wrong = [info for info in plain if info.shape != each and not (info.numel == prod(each) == 1)]
     texts = ((info.name, f"is {[*info.shape]}, the model's is {[*each]}") for info in wrong)
-    problems.extend(Misfit(Kind.MISMATCHED, stored, text) for stored, text in texts)
+    problems.extend(Misfit(MisfitKind.MISMATCHED, stored, text) for stored, text in texts)
     return None if wrong else Rows(tuple(info.name for info in plain), shape, plain[0].dtype)
 
 
@@ -106,12 +106,12 @@ def _packed(
     each = _share(shape, len(modules))
     schemes = [stored_scheme(module, each, None) for module in modules]
     faults = [
-        Misfit(Kind.PACKED, module.module, fault)
+        Misfit(MisfitKind.PACKED, module.module, fault)
         for module, scheme in zip(modules, schemes, strict=True)
         if (fault := unreadable(module, scheme) or _stated_shape(checkpoint, module, each))
     ]
     if not faults and len({(s.num_bits, s.group_size, s.strategy, s.symmetric) for s in schemes}) > 1:
-        faults = [Misfit(Kind.MIXED, name, "experts of one layer are packed in different schemes")]
+        faults = [Misfit(MisfitKind.MIXED, name, "experts of one layer are packed in different schemes")]
     problems.extend(faults)
     return None if faults else PackedGroup(modules, schemes[0], shape)
 

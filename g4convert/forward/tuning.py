@@ -19,7 +19,7 @@ from g4convert.forward.modules import PackedWeight, W4A16Linear
 from g4convert.forward.triton.candidates import layer_shapes, linear_shapes
 from g4convert.forward.triton.packed import check_device
 from g4convert.forward.triton.tiles import VARIABLE, Shape, load_table
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.whole_files import check_writable
 
 
@@ -48,7 +48,7 @@ def check(device: torch.device, path: Path) -> None:
         load_table(path, 0)
 
 
-def tune(model: Model, path: Path, *, progress: Quiet | None = None) -> int:
+def tune(model: Model, path: Path, *, progress: Progress | None = None) -> int:
     """Measure the products of a model, write the table, and use it in this process.
 
     Args:

@@ -36,7 +36,7 @@ _COMPUTED = {".experts.": "experts", ".router.": "experts", "per_layer_": "per-l
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class TensorFault:
     """A fault of one tensor; `name` is the tensor, `line` the sentence about it."""
 
     kind: str
@@ -44,12 +44,12 @@ class Fault:
     line: str
 
 
-def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture) -> str:
+def cause(faults: Collection[TensorFault], schema: Schema, architecture: Architecture) -> str:
     """Return the remedy for the common cause of faults; empty if they prove no cause."""
     return _numbered(faults, schema) or _of_kinds(faults, schema, architecture)
 
 
-def _of_kinds(faults: Collection[Fault], schema: Schema, architecture: Architecture) -> str:
+def _of_kinds(faults: Collection[TensorFault], schema: Schema, architecture: Architecture) -> str:
     """Return the remedy for faults of one kind, or for unknown tensors beside missing ones; empty if there is none."""
     kinds = {fault.kind for fault in faults}
     names = [fault.name for fault in faults]
@@ -80,7 +80,7 @@ def _missing(names: Sequence[str], schema: Schema) -> str:
     return _missing_media(set(names), schema)
 
 
-def spare(faults: Collection[Fault], schema: Schema) -> str:
+def spare(faults: Collection[TensorFault], schema: Schema) -> str:
     """Return the remedy if a model is whole without its unknown tensors, or has other experts in some layers.
 
     Args:
@@ -109,7 +109,7 @@ def _unknown(names: Collection[str], architecture: Architecture) -> str:
     return _foreign_heads(names)
 
 
-def _numbered(faults: Iterable[Fault], schema: Schema) -> str:
+def _numbered(faults: Iterable[TensorFault], schema: Schema) -> str:
     """Return the remedy if layers are there under numbers beyond the last, and as many below are not; else empty."""
     count = len({number for name in schema.expected if (number := Name(name).decoder_layer) is not None})
     beyond, gaps = set(), set()

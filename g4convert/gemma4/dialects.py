@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class SpellingRule:
     """A rule from a foreign spelling to the canonical spelling.
 
     Args:
@@ -31,9 +31,9 @@ class Rule:
     replacement: str
 
 
-def _habit(name: str, description: str, *pairs: tuple[str, str]) -> tuple[Rule, ...]:
+def _habit(name: str, description: str, *pairs: tuple[str, str]) -> tuple[SpellingRule, ...]:
     """Return the rules of one habit, from pairs of pattern and replacement."""
-    return tuple(Rule(name, description, re.compile(pattern), new) for pattern, new in pairs)
+    return tuple(SpellingRule(name, description, re.compile(pattern), new) for pattern, new in pairs)
 
 
 WRAPPERS = (
@@ -146,7 +146,7 @@ class Spelling:
 
     body: str
     prefix: str
-    rules: tuple[Rule, ...]
+    rules: tuple[SpellingRule, ...]
 
 
 def body_of(name: str) -> str:
@@ -161,7 +161,7 @@ def spell(name: str, known: Container[str]) -> Spelling:
         name: stored name, or its kind (with numbers set to 0).
         known: bodies of the canonical names, or their kinds.
     """
-    used: list[Rule] = []
+    used: list[SpellingRule] = []
     unwrapped = _unwrap(name, used)
     prefix = prefix_of(unwrapped)
     body = unwrapped.removeprefix(prefix)
@@ -174,7 +174,7 @@ def spell(name: str, known: Container[str]) -> Spelling:
     return Spelling(body, prefix, tuple(used))
 
 
-def _unwrap(name: str, used: list[Rule]) -> str:
+def _unwrap(name: str, used: list[SpellingRule]) -> str:
     before = ""
     while name != before:
         before = name
@@ -183,7 +183,7 @@ def _unwrap(name: str, used: list[Rule]) -> str:
     return name
 
 
-def _apply(rule: Rule, name: str, used: list[Rule]) -> str:
+def _apply(rule: SpellingRule, name: str, used: list[SpellingRule]) -> str:
     changed, count = rule.pattern.subn(rule.replacement, name)
     if count and rule not in used:
         used.append(rule)

@@ -8,7 +8,7 @@ from typing import Any
 
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4.architecture import Architecture
-from g4convert.gemma4.causes import Fault, cause, spare
+from g4convert.gemma4.causes import TensorFault, cause, spare
 from g4convert.gemma4.diagnosis import Neighbours, refuse_adapters, refuse_quantized
 from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.fitting import fitting
@@ -73,7 +73,7 @@ _LOOK = "`g4convert inspect` lists what the directory holds beside what its conf
 
 
 def _shape_pairs(
-    faults: Iterable[Fault], found: Found
+    faults: Iterable[TensorFault], found: Found
 ) -> tuple[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]], ...]:
     """Return the shape of each tensor and the shapes that it may have; nothing unless every fault is a wrong shape."""
     if any(fault.kind != "of the wrong shape" for fault in faults):
@@ -82,7 +82,7 @@ def _shape_pairs(
     return tuple((found.tensors[one.name].shape, _shapes(found.match.schema, names[one.name])) for one in faults)
 
 
-def _everywhere(faults: Iterable[Fault], found: Found) -> bool:
+def _everywhere(faults: Iterable[TensorFault], found: Found) -> bool:
     """Return whether no tensor of a faulty kind is sound in any layer."""
     names = {source: name for name, sources in found.match.sources.items() for source in sources}
     faulty = {names[fault.name] for fault in faults}
@@ -102,7 +102,7 @@ def _misfit(found: Found) -> str:
     return fitting(found.match, found.tensors, found.config, fits)
 
 
-def _faults(found: Found) -> tuple[Fault, ...]:
+def _faults(found: Found) -> tuple[TensorFault, ...]:
     return (
         *_unknown(found.match),
         *_ambiguous(found.match),
@@ -128,21 +128,21 @@ def _refuse_quantized_dtypes(match: Match, tensors: Mapping[str, TensorInfo]) ->
         )
 
 
-def _unknown(match: Match) -> Iterator[Fault]:
+def _unknown(match: Match) -> Iterator[TensorFault]:
     if not match.unknown:
         return
     biases = {name for name, one in match.schema.droppable.items() if one.kind is ExtraKind.ZEROS}
     neighbours = Neighbours({body_of(name): name for name in match.schema.names if name not in biases})
     for name, body in match.unknown.items():
         near = neighbours.nearest(body)
-        yield Fault("unknown", name, f"{name}; nearest: {near}" if near else name)
+        yield TensorFault("unknown", name, f"{name}; nearest: {near}" if near else name)
 
 
-def _ambiguous(match: Match) -> Iterator[Fault]:
+def _ambiguous(match: Match) -> Iterator[TensorFault]:
     """Yield names with several sources, and experts that are stored in several forms."""
     for name, sources in match.sources.items():
         if len(sources) > 1:
-            yield Fault("ambiguous", name, f"{' and '.join(sources)} both name {name}")
+            yield TensorFault("ambiguous", name, f"{' and '.join(sources)} both name {name}")
     holders: dict[str, list[str]] = defaultdict(list)
     for fused, experts in match.schema.experts.items():
         if fused in match.sources:
@@ -151,10 +151,10 @@ def _ambiguous(match: Match) -> Iterator[Fault]:
     for name, fused_ones in holders.items():
         every = (*fused_ones, *match.sources.get(name, ())[:1])
         if len(every) > 1:
-            yield Fault("ambiguous", name, f"{' and '.join(every)} both hold {name}")
+            yield TensorFault("ambiguous", name, f"{' and '.join(every)} both hold {name}")
 
 
-def _missing(found: Found) -> Iterator[Fault]:
+def _missing(found: Found) -> Iterator[TensorFault]:
     """Yield required names without a source; one fault covers a layer's experts that are missing as a whole."""
     match, architecture = found.match, found.architecture
     held = {name for fused, of in match.schema.experts.items() if fused in match.sources for name in of.names}
@@ -163,20 +163,22 @@ def _missing(found: Found) -> Iterator[Fault]:
     for fused, experts in match.schema.fused.items():
         if not any(name in held for name in experts.names):
             whole.update(experts.names)
-            yield Fault("missing", fused, f"{fused}, or all of {experts.prefix}*.{{{','.join(experts.projections)}}}")
+            yield TensorFault(
+                "missing", fused, f"{fused}, or all of {experts.prefix}*.{{{','.join(experts.projections)}}}"
+            )
     for name, expected in match.schema.expected.items():
         needed = not (found.decoder_only and architecture.text_name(name) is None)
         if needed and not expected.optional and name not in held and name not in whole:
-            yield Fault("missing", name, name)
+            yield TensorFault("missing", name, name)
 
 
-def _misshapen(match: Match, tensors: Mapping[str, TensorInfo]) -> Iterator[Fault]:
+def _misshapen(match: Match, tensors: Mapping[str, TensorInfo]) -> Iterator[TensorFault]:
     for name, sources in match.sources.items():
         shapes = _shapes(match.schema, name)
         for source in sources:
             if tensors[source].shape not in shapes and not (tensors[source].numel == prod(shapes[0]) == 1):
                 found = f"{source}: {list(tensors[source].shape)}, expected {list(shapes[0])}"
-                yield Fault("of the wrong shape", source, found if source == name else f"{found} for {name}")
+                yield TensorFault("of the wrong shape", source, found if source == name else f"{found} for {name}")
 
 
 def _shapes(schema: Schema, name: str) -> tuple[tuple[int, ...], ...]:
@@ -188,7 +190,7 @@ def _shapes(schema: Schema, name: str) -> tuple[tuple[int, ...], ...]:
     return (schema.droppable[name].shape,)
 
 
-def _wrong_dtypes(match: Match, tensors: Mapping[str, TensorInfo]) -> Iterator[Fault]:
+def _wrong_dtypes(match: Match, tensors: Mapping[str, TensorInfo]) -> Iterator[TensorFault]:
     """Yield weights that are not BF16, F16 or F32, and indices that are not I64 or I32."""
     for name, sources in match.sources.items():
         expected = match.schema.expected.get(name)
@@ -197,4 +199,4 @@ def _wrong_dtypes(match: Match, tensors: Mapping[str, TensorInfo]) -> Iterator[F
             dtype = tensors[source].dtype
             if not (dtype in _INDEX_DTYPES if integer else dtype.is_weight):
                 wanted = "I64 or I32" if integer else "BF16, F16 or F32"
-                yield Fault("of the wrong dtype", source, f"{source}: {dtype}, expected {wanted}")
+                yield TensorFault("of the wrong dtype", source, f"{source}: {dtype}, expected {wanted}")

@@ -20,13 +20,13 @@ from g4convert.checkpoint.entries import COMPRESSED_TENSORS
 from g4convert.checkpoint.stored import StoredScheme, stored_scheme
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture, Role, quantized_format
-from g4convert.inspection.description import Description, EntryUse, Remark, RoleSize
+from g4convert.inspection.description import Description, EntryUse, Mismatch, SourceRoleSize
 from g4convert.inspection.lists import Declaration, entry_uses
 from g4convert.inspection.modules import (
     DROPPABLE,
     FILES,
     UNKNOWN,
-    Module,
+    WeightModule,
     implied,
     missing_from,
     modules_of,
@@ -53,12 +53,12 @@ def describe(checkpoint: Checkpoint) -> Description:
     if matching:
         remarks += _declared_remarks(modules, matching)
         if matching.declared.method == COMPRESSED_TENSORS and any(one.format == PACKED for one in schemes.values()):
-            remarks += [Remark("config.json", f"format: {text}") for _, text, _ in formats(checkpoint.config)]
+            remarks += [Mismatch("config.json", f"format: {text}") for _, text, _ in formats(checkpoint.config)]
         entries = tuple(entry_uses([*modules, *implied(architecture, modules)], matching))
-        remarks += [Remark(use.place, f"{use.entry} names no module") for use in entries if use.is_dead]
+        remarks += [Mismatch(use.place, f"{use.entry} names no module") for use in entries if use.is_dead]
     unknown = tuple(sorted(module.stored for module in modules if module.role == UNKNOWN))
     if found := quantized_format(unknown):
-        remarks.append(Remark(UNKNOWN, f"the names are those of {found[0]}", len(found[1]), found[1][0]))
+        remarks.append(Mismatch(UNKNOWN, f"the names are those of {found[0]}", len(found[1]), found[1][0]))
     return Description(
         path=str(checkpoint.path),
         family=architecture.family if architecture else model_type,
@@ -76,15 +76,15 @@ def describe(checkpoint: Checkpoint) -> Description:
     )
 
 
-def _architecture(config: Mapping[str, Any]) -> tuple[Architecture | None, list[Remark]]:
+def _architecture(config: Mapping[str, Any]) -> tuple[Architecture | None, list[Mismatch]]:
     try:
         return Architecture.from_config(config), []
     except InputError as error:
-        return None, [Remark("config.json", text) for text in (error.message, *error.offenders)]
+        return None, [Mismatch("config.json", text) for text in (error.message, *error.offenders)]
 
 
 def _schemes(
-    checkpoint: Checkpoint, modules: Iterable[Module], matching: Declaration | None
+    checkpoint: Checkpoint, modules: Iterable[WeightModule], matching: Declaration | None
 ) -> dict[str, StoredScheme]:
     """Return stored name -> scheme, for each quantized module."""
     found = {}
@@ -97,32 +97,32 @@ def _schemes(
 
 
 def _role_sizes(
-    checkpoint: Checkpoint, modules: Iterable[Module], schemes: Mapping[str, StoredScheme]
-) -> tuple[RoleSize, ...]:
+    checkpoint: Checkpoint, modules: Iterable[WeightModule], schemes: Mapping[str, StoredScheme]
+) -> tuple[SourceRoleSize, ...]:
     """Return the sizes of all roles, in the order of `Role`; `droppable` and `unknown` come last."""
-    sizes: dict[str, RoleSize] = {}
+    sizes: dict[str, SourceRoleSize] = {}
     for module in modules:
         if module.packed is None:
             info = checkpoint.tensors[module.stored].info
-            one = RoleSize(module.role, 1, info.numel, info.nbytes, {info.dtype.value.lower(): 1})
+            one = SourceRoleSize(module.role, 1, info.numel, info.nbytes, {info.dtype.value.lower(): 1})
         else:
             scheme, parts = schemes[module.stored], module.packed.parts.values()
             shape = module.shape or scheme.shape
             nbytes = sum(info.nbytes for info in parts)
-            one = RoleSize(module.role, len(parts), prod(shape) if shape else 0, nbytes, {scheme.label: 1})
+            one = SourceRoleSize(module.role, len(parts), prod(shape) if shape else 0, nbytes, {scheme.label: 1})
         sizes[module.role] = _sum(sizes[module.role], one) if module.role in sizes else one
     order = [*map(str, Role), DROPPABLE, UNKNOWN]
     return tuple(sizes[role] for role in order if role in sizes)
 
 
-def _sum(a: RoleSize, b: RoleSize) -> RoleSize:
+def _sum(a: SourceRoleSize, b: SourceRoleSize) -> SourceRoleSize:
     schemes = Counter(a.schemes) + Counter(b.schemes)
-    return RoleSize(a.role, a.tensors + b.tensors, a.params + b.params, a.nbytes + b.nbytes, schemes)
+    return SourceRoleSize(a.role, a.tensors + b.tensors, a.params + b.params, a.nbytes + b.nbytes, schemes)
 
 
 def _scheme_remarks(
-    modules: Sequence[Module], schemes: Mapping[str, StoredScheme], matching: Declaration | None
-) -> list[Remark]:
+    modules: Sequence[WeightModule], schemes: Mapping[str, StoredScheme], matching: Declaration | None
+) -> list[Mismatch]:
     """Return remarks on schemes that are inconsistent or differ from the config."""
     notes = _Notes()
     plain = {module.stored for module in modules if module.packed is None}
@@ -145,7 +145,7 @@ def _scheme_remarks(
     return notes.remarks()
 
 
-def _declared_remarks(modules: Iterable[Module], matching: Declaration) -> list[Remark]:
+def _declared_remarks(modules: Iterable[WeightModule], matching: Declaration) -> list[Mismatch]:
     """Return remarks on Linears that an engine would build in another form than stored, and on faults of the config."""
     notes = _Notes()
     for module in modules:
@@ -156,8 +156,8 @@ def _declared_remarks(modules: Iterable[Module], matching: Declaration) -> list[
         for text, engines in wrong.items():
             where = "" if len(engines) == len(matching.engines) else f", by the names of {', '.join(engines)}"
             notes.add(module.role, f"{text}{where}", module.stored)
-    faults = [Remark("config.json", fault) for fault in matching.declared.faults]
-    broken = [Remark("ignore", f"{entry} is no regular expression") for entry in matching.lists[FILES].ignore.broken]
+    faults = [Mismatch("config.json", fault) for fault in matching.declared.faults]
+    broken = [Mismatch("ignore", f"{entry} is no regular expression") for entry in matching.lists[FILES].ignore.broken]
     return [*faults, *broken, *notes.remarks()]
 
 
@@ -170,5 +170,5 @@ class _Notes:
     def add(self, subject: str, text: str, name: str) -> None:
         self._examples.setdefault((subject, text), []).append(name)
 
-    def remarks(self) -> list[Remark]:
-        return [Remark(str(subject), text, len(names), names[0]) for (subject, text), names in self._examples.items()]
+    def remarks(self) -> list[Mismatch]:
+        return [Mismatch(str(subject), text, len(names), names[0]) for (subject, text), names in self._examples.items()]

@@ -12,7 +12,7 @@ SCHEMA_VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class RoleSize:
+class SourceRoleSize:
     """The size of all weights of one role.
 
     Args:
@@ -56,7 +56,7 @@ class EntryUse:
 
 
 @dataclass(frozen=True, slots=True)
-class Remark:
+class Mismatch:
     """A mismatch in a checkpoint.
 
     Args:
@@ -73,7 +73,7 @@ class Remark:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TextTable:
     """A table of texts, ready to print."""
 
     title: str
@@ -90,9 +90,9 @@ class Description:
     model_type: str
     dialects: tuple[DialectUse, ...]
     declared: Declared | None
-    roles: tuple[RoleSize, ...]
+    roles: tuple[SourceRoleSize, ...]
     entries: tuple[EntryUse, ...]
-    remarks: tuple[Remark, ...]
+    remarks: tuple[Mismatch, ...]
     unknown: tuple[str, ...]
     missing: tuple[str, ...]
     weight_files: Mapping[str, int]
@@ -100,12 +100,12 @@ class Description:
     stray_files: tuple[str, ...]
 
     @property
-    def total(self) -> RoleSize:
+    def total(self) -> SourceRoleSize:
         """The sum over all roles."""
         schemes: Counter[str] = Counter()
         for size in self.roles:
             schemes.update(size.schemes)
-        return RoleSize(
+        return SourceRoleSize(
             "total",
             sum(size.tensors for size in self.roles),
             sum(size.params for size in self.roles),
@@ -142,22 +142,22 @@ class Description:
             "stray_files": [*self.stray_files],
         }
 
-    def tables(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[TextTable, ...]:
         """Return the tables to print below the sizes, in order; tables without rows are left out."""
         tables = (
-            Table(
+            TextTable(
                 "entries of the config",
                 ("entry", "place", "modules named"),
                 tuple((use.entry, use.place, _matches_text(use)) for use in self.entries),
             ),
-            Table(
+            TextTable(
                 "remarks",
                 ("about", "what", "count", "for example"),
                 tuple((r.subject, r.text, f"{r.count:,}", r.example) for r in self.remarks),
             ),
-            Table("unknown tensors", ("name",), tuple((name,) for name in self.unknown)),
-            Table("missing tensors", ("name",), tuple((name,) for name in self.missing)),
-            Table("other files", ("file", "kind"), self._file_rows()),
+            TextTable("unknown tensors", ("name",), tuple((name,) for name in self.unknown)),
+            TextTable("missing tensors", ("name",), tuple((name,) for name in self.missing)),
+            TextTable("other files", ("file", "kind"), self._file_rows()),
         )
         return tuple(table for table in tables if table.rows)
 
@@ -174,7 +174,7 @@ def _fields(value: object, *names: str) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
 
 
-def _size_dict(size: RoleSize) -> dict[str, Any]:
+def _size_dict(size: SourceRoleSize) -> dict[str, Any]:
     return {
         "role": str(size.role),
         "tensors": size.tensors,

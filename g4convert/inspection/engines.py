@@ -18,11 +18,11 @@ from typing import Any, Final
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.engines import CONTRACTS
-from g4convert.engines.advice import advised
+from g4convert.engines.advice import with_remedies
 from g4convert.engines.contract import Contract, OnUnknown
 from g4convert.engines.judged import refuse_other_formats
 from g4convert.engines.reason import Reason
-from g4convert.engines.remarks import Remark, Topic, Way
+from g4convert.engines.remarks import Remark, Remedy, Topic
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
 from g4convert.gemma4 import Architecture, droppable, is_drafter
@@ -54,11 +54,11 @@ _OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
 """Code or detail of a finding that breaks some engines -> topic of the remark, and these engines."""
 
 
-_FIX: Final = Way("`g4convert check OUT --fix` corrects it")
+_FIX: Final = Remedy("`g4convert check OUT --fix` corrects it")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CheckRequest:
     """Requirements on a checkpoint.
 
     Args:
@@ -76,7 +76,7 @@ class Asked:
     @classmethod
     def of(
         cls, directory: Path, engines: Collection[str] = (), tps: Collection[int] = (), target: Path | None = None
-    ) -> "Asked":
+    ) -> "CheckRequest":
         """Make the requirements from arguments of the command line.
 
         Raises:
@@ -117,7 +117,7 @@ class Checked:
         return {**self.report.to_dict(), "packed_modules": self.packed, "engines": engines}
 
 
-def check(asked: Asked) -> Checked:
+def check(asked: CheckRequest) -> Checked:
     """Judge a checkpoint.
 
     Raises:
@@ -158,10 +158,10 @@ def _mendable(remark: Remark) -> Remark:
     return replace(remark, ways=(_FIX,)) if remark.topic in {Topic.FORM, Topic.STORED} else remark
 
 
-def _verdicts(stored: StoredCheckpoint, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
+def _verdicts(stored: StoredCheckpoint, asked: CheckRequest, static: Iterable[Finding]) -> tuple[Verdict, ...]:
     wrong = [one for one in static if one.severity in {Severity.FAIL, Severity.WARN}]
     found = verdicts(stored.weights, asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL)
-    told = advised(stored.weights, found)
+    told = with_remedies(stored.weights, found)
     return tuple(_with_faults(_of_another_command(verdict), wrong, stored.contents.architecture) for verdict in told)
 
 
@@ -171,7 +171,7 @@ def _of_another_command(verdict: Verdict) -> Verdict:
     return replace(verdict, problems=tuple(problems), remedies=_again(verdict.remedies))
 
 
-def _again(ways: Iterable[Way]) -> tuple[Way, ...]:
+def _again(ways: Iterable[Remedy]) -> tuple[Remedy, ...]:
     return tuple(replace(way, again=True) for way in ways)
 
 
@@ -207,7 +207,7 @@ def _remark(finding: Finding, contract: Contract, architecture: Architecture) ->
         topic = Topic.FORM  # every engine compiles the entry when it builds its modules
     elif code in _ANY_ENGINE or (code == "static.weight_shape" and contract.engine == "transformers"):
         topic = Topic.STORED  # the other engines load `weight_shape` and do not read it
-    ways = (Way(finding.remedy),) if finding.remedy else ()
+    ways = (Remedy(finding.remedy),) if finding.remedy else ()
     return Remark(topic, finding.subject, Reason(text), ways) if topic else None
 
 
@@ -219,7 +219,7 @@ def _unread(finding: Finding, contract: Contract, architecture: Architecture) ->
     if not unknown and not lost:
         return None
     topic, fate = (Topic.UNKNOWN, str(contract.on_unknown)) if unknown else (Topic.MISSING, str(contract.on_missing))
-    return Remark(topic, finding.subject, Reason(f"a name that it does not read: {fate}"), (Way(finding.remedy),))
+    return Remark(topic, finding.subject, Reason(f"a name that it does not read: {fate}"), (Remedy(finding.remedy),))
 
 
 def _merged(remarks: Iterable[Remark]) -> list[Remark]:
@@ -233,7 +233,7 @@ def _merged(remarks: Iterable[Remark]) -> list[Remark]:
     ]
 
 
-def _verdict_findings(found: Collection[Verdict], asked: Asked) -> Iterator[Finding]:
+def _verdict_findings(found: Collection[Verdict], asked: CheckRequest) -> Iterator[Finding]:
     """Yield the verdicts as findings: refusals by requested engines and sizes fail, others warn or inform."""
     gate = asked.tps or (1,)
     at_gate = [one for one in found if one.tp in gate or one.engine == "transformers"]

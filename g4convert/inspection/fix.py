@@ -22,7 +22,7 @@ from g4convert.checkpoint.files import part
 from g4convert.checkpoint.sections import section_in, section_of
 from g4convert.checkpoint.stored import stored_scheme
 from g4convert.conversion.writer import sync_directory
-from g4convert.engines.ignore import listed
+from g4convert.engines.ignore import with_lists
 from g4convert.engines.judged import refuse_other_formats
 from g4convert.engines.limits import Packing
 from g4convert.engines.stored import StoredCheckpoint
@@ -208,7 +208,7 @@ def _fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
     config.pop("quantization_config", None)
     if not stored.contents.packed:
         return config
-    section = quantization_config(listed(replace(weights, packed=_packings(stored))))
+    section = quantization_config(with_lists(replace(weights, packed=_packings(stored))))
     return {**config, "quantization_config": {**section, **_kept(section_in(old))}}
 
 

@@ -9,20 +9,20 @@ from g4convert.checkpoint.declared import Declared, DeclaredGroup
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries
 from g4convert.engines import CONTRACTS
-from g4convert.engines.faults import Fault, judge
+from g4convert.engines.faults import FaultKind, judge
 from g4convert.engines.groups import misfits_of_all
 from g4convert.engines.matching import Matching
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.weights import Weights
 from g4convert.gemma4 import Architecture
 from g4convert.inspection.description import EntryUse
-from g4convert.inspection.modules import FILES, KNOWN_CLASSES, Module
+from g4convert.inspection.modules import FILES, KNOWN_CLASSES, WeightModule
 from g4convert.names import Name
 
-_WORDS: Final[Mapping[Fault, str]] = {
-    Fault.TARGETED: "plain, although targeted and not ignored",
-    Fault.IGNORED: "quantized, although ignored",
-    Fault.UNTARGETED: "quantized, although no target names it",
+_WORDS: Final[Mapping[FaultKind, str]] = {
+    FaultKind.TARGETED: "plain, although targeted and not ignored",
+    FaultKind.IGNORED: "quantized, although ignored",
+    FaultKind.UNTARGETED: "quantized, although no target names it",
 }
 """Fault of a module that an engine builds in another form than the stored one -> its text."""
 
@@ -59,14 +59,14 @@ class Declaration:
 
     declared: Declared
     lists: Mapping[str, EngineLists]
-    misbuilt: Mapping[str, Mapping[str, Fault]]
+    misbuilt: Mapping[str, Mapping[str, FaultKind]]
     misfits: Mapping[str, str]
 
     @classmethod
     def of(cls, declared: Declared, checkpoint: Checkpoint, architecture: Architecture | None) -> "Declaration":
         """Read a section by the rules of every engine, and compare it with the stored modules if the model is known."""
         rules = {FILES: Matching()}
-        misbuilt: dict[str, dict[str, Fault]] = {}
+        misbuilt: dict[str, dict[str, FaultKind]] = {}
         others: dict[str, str] = {}
         if architecture:
             rules |= {engine: one.matching(architecture) for engine, one in CONTRACTS.items()}
@@ -81,7 +81,7 @@ class Declaration:
         """Engines whose names are matched, and `FILES`."""
         return tuple(self.lists)
 
-    def fault(self, module: Module, engine: str) -> str:
+    def fault(self, module: WeightModule, engine: str) -> str:
         """Return the fault as text if an engine would build a Linear in another form than stored, otherwise empty."""
         if engine in self.misbuilt:
             found = self.misbuilt[engine].get(Name(module.canonical or "").owner)
@@ -90,12 +90,12 @@ class Declaration:
         ignored = lists.ignore.hold(name, module.classes)
         targeted = any(entries.hold(name, module.classes) for _, entries in lists.groups)
         if module.packed is None:
-            return _WORDS[Fault.TARGETED] if targeted and not ignored else ""
+            return _WORDS[FaultKind.TARGETED] if targeted and not ignored else ""
         if ignored:
-            return _WORDS[Fault.IGNORED]
-        return "" if targeted else _WORDS[Fault.UNTARGETED]
+            return _WORDS[FaultKind.IGNORED]
+        return "" if targeted else _WORDS[FaultKind.UNTARGETED]
 
-    def group_for(self, module: Module) -> DeclaredGroup | None:
+    def group_for(self, module: WeightModule) -> DeclaredGroup | None:
         """Return the group whose target names a module in any engine, by name before by class; None without one."""
         for classes in (frozenset[str](), module.classes):
             for number, group in enumerate(self.declared.groups):
@@ -105,9 +105,9 @@ class Declaration:
         return None
 
 
-def _misbuilt(weights: Weights) -> dict[str, dict[str, Fault]]:
+def _misbuilt(weights: Weights) -> dict[str, dict[str, FaultKind]]:
     """Return engine -> modules that it would build in another form than stored, with the fault."""
-    found: dict[str, dict[str, Fault]] = {}
+    found: dict[str, dict[str, FaultKind]] = {}
     for engine, contract in CONTRACTS.items():
         reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
         problems = judge(contract, weights.architecture, reading, weights.forms_read)
@@ -115,7 +115,7 @@ def _misbuilt(weights: Weights) -> dict[str, dict[str, Fault]]:
     return found
 
 
-def entry_uses(modules: Sequence[Module], matching: Declaration) -> Iterator[EntryUse]:
+def entry_uses(modules: Sequence[WeightModule], matching: Declaration) -> Iterator[EntryUse]:
     """Yield every entry of `targets` and `ignore` with the number of modules that it names in each engine."""
     declared = matching.declared
     count = _Counter.of(modules, matching)
@@ -141,7 +141,7 @@ class _Counter:
     classes: Mapping[str, int]
 
     @classmethod
-    def of(cls, modules: Sequence[Module], matching: Declaration) -> "_Counter":
+    def of(cls, modules: Sequence[WeightModule], matching: Declaration) -> "_Counter":
         names = {engine: frozenset(module.spelled(engine) for module in modules) for engine in matching.lists}
         suffixed = [engine for engine, lists in matching.lists.items() if lists.rules.suffix]
         ends = {engine: Counter[str](end for name in names[engine] for end in Name(name).ends()) for engine in suffixed}

@@ -19,9 +19,9 @@ UNKNOWN: Final = "unknown"
 DROPPABLE: Final = "droppable"
 FILES: Final = "files"
 """Key beside the engines' names, for names as they are stored."""
-_LINEAR: Final = frozenset(("Linear", "Module"))
-_EMBEDDING: Final = frozenset(("Embedding", "Module"))
-_OTHER: Final = frozenset(("Module",))
+_LINEAR: Final = frozenset(("Linear", "WeightModule"))
+_EMBEDDING: Final = frozenset(("Embedding", "WeightModule"))
+_OTHER: Final = frozenset(("WeightModule",))
 KNOWN_CLASSES: Final = _LINEAR | _EMBEDDING
 """Class names that entries of a config may give."""
 _MOST_DIMENSIONS: Final = 3
@@ -29,7 +29,7 @@ _SHAPE_FORMATS: Final = {DType.I64: "q", DType.I32: "i"}
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class WeightModule:
     """A plain or quantized weight and its module.
 
     Args:
@@ -62,11 +62,11 @@ class Module:
         return self.spellings[engine]
 
 
-def modules_of(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple[list[Module], Match | None]:
+def modules_of(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple[list[WeightModule], Match | None]:
     """Return every weight, quantized weights first, and the match of names; the match is None for an unknown model."""
     weights = [(name, form if isinstance(form, PackedModule) else None) for name, form in forms_of(checkpoint.infos)]
     if architecture is None:
-        return [Module(name, {FILES: Name(name).owner}, of, linear=of is not None) for name, of in weights], None
+        return [WeightModule(name, {FILES: Name(name).owner}, of, linear=of is not None) for name, of in weights], None
     is_packed = any(of is not None for _, of in weights)
     match = (match_names if is_packed else match_source)({name for name, _ in weights}, architecture)
     canonical = {source: name for name, sources in match.sources.items() for source in sources}
@@ -81,7 +81,7 @@ def modules_of(checkpoint: Checkpoint, architecture: Architecture | None) -> tup
         role, shape, linear = derived.get(name, other), None, of is not None
         if known:
             role, shape, linear = _meaning(known, match)
-        modules.append(Module(name, names, of, known, role, shape, linear))
+        modules.append(WeightModule(name, names, of, known, role, shape, linear))
     return modules, match
 
 
@@ -94,11 +94,11 @@ def _meaning(name: str, match: Match) -> tuple[str, tuple[int, ...] | None, bool
     return DROPPABLE, match.schema.droppable[name].shape, False
 
 
-def implied(architecture: Architecture | None, modules: Sequence[Module]) -> Iterator[Module]:
+def implied(architecture: Architecture | None, modules: Sequence[WeightModule]) -> Iterator[WeightModule]:
     """Yield the tied output head: a module without tensors, which `ignore` must name."""
     if architecture and not any(module.canonical == "lm_head.weight" for module in modules):
         names = speller(architecture)("lm_head")
-        yield Module("lm_head.weight", names, None, "lm_head.weight", Role.LM_HEAD, linear=True)
+        yield WeightModule("lm_head.weight", names, None, "lm_head.weight", Role.LM_HEAD, linear=True)
 
 
 def stored_shape(checkpoint: Checkpoint, packed: PackedModule) -> tuple[int, ...] | None:

@@ -57,7 +57,7 @@ def quantization_config(weights: Weights) -> dict[str, Any]:
     """Return the `quantization_config` of a checkpoint, in the form that compressed-tensors 0.20 reads.
 
     Args:
-        weights: a checkpoint with the lists of `engines.ignore.listed`.
+        weights: a checkpoint with the lists of `engines.ignore.with_lists`.
     """
     groups = {group.name: group for group in weights.groups.values()}
     return {

@@ -13,7 +13,7 @@ from typing import Final
 from g4convert.engines.limits import Packing
 from g4convert.planning.between import state_bytes, target_bytes
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe import Method
+from g4convert.planning.recipe import RecipeMethod
 from g4convert.planning.recipe_files import option_for
 from g4convert.planning.sizes import START, RoleSize, written_seconds
 from g4convert.planning.training import BATCH, EPOCHS, TrainingMemory
@@ -28,33 +28,33 @@ BUNDLED_TOKENS: Final = 34_816
 """Tokens of the bundled texts in the released vocabulary: 17 rows of 2,048."""
 BUNDLED_PICTURES: Final = 6_144
 """Tokens besides for a model that takes pictures: 18 of 260 soft tokens, and what is said about them."""
-KL: Final[Mapping[int, Mapping[Method, float]]] = {
+KL: Final[Mapping[int, Mapping[RecipeMethod, float]]] = {
     32: {
-        Method.MINMAX: 0.462,
-        Method.MSE: 0.301,
-        Method.AUTO: 0.301,
-        Method.IMATRIX: 0.175,
-        Method.GPTQ: 0.054,
-        Method.BEST: 0.053,
+        RecipeMethod.MINMAX: 0.462,
+        RecipeMethod.MSE: 0.301,
+        RecipeMethod.AUTO: 0.301,
+        RecipeMethod.IMATRIX: 0.175,
+        RecipeMethod.GPTQ: 0.054,
+        RecipeMethod.BEST: 0.053,
     },
     128: {
-        Method.MINMAX: 0.712,
-        Method.MSE: 0.628,
-        Method.AUTO: 0.628,
-        Method.IMATRIX: 0.302,
-        Method.GPTQ: 0.087,
-        Method.BEST: 0.084,
+        RecipeMethod.MINMAX: 0.712,
+        RecipeMethod.MSE: 0.628,
+        RecipeMethod.AUTO: 0.628,
+        RecipeMethod.IMATRIX: 0.302,
+        RecipeMethod.GPTQ: 0.087,
+        RecipeMethod.BEST: 0.084,
     },
 }
 """Measured mean KL to the original in nats, by group size and method."""
-KL_OF_EXPERTS: Final[Mapping[int, Mapping[Method, float]]] = {
+KL_OF_EXPERTS: Final[Mapping[int, Mapping[RecipeMethod, float]]] = {
     32: {
-        Method.MINMAX: 0.935,
-        Method.MSE: 0.749,
-        Method.AUTO: 0.749,
-        Method.IMATRIX: 0.458,
-        Method.GPTQ: 0.300,
-        Method.BEST: 0.234,
+        RecipeMethod.MINMAX: 0.935,
+        RecipeMethod.MSE: 0.749,
+        RecipeMethod.AUTO: 0.749,
+        RecipeMethod.IMATRIX: 0.458,
+        RecipeMethod.GPTQ: 0.300,
+        RecipeMethod.BEST: 0.234,
     },
 }
 """The same of a mixture of experts that was made of that model."""
@@ -78,13 +78,13 @@ _TILES: Final = 350_000_000
 _FLOAT32: Final = 4
 _BITS: Final = 4
 """Bits at which `KL` was measured."""
-_CALIBRATED: Final = (Method.IMATRIX, Method.GPTQ, Method.BEST)
+_CALIBRATED: Final = (RecipeMethod.IMATRIX, RecipeMethod.GPTQ, RecipeMethod.BEST)
 _SHARED_INPUTS: Final = frozenset({"k_proj", "v_proj", "up_proj"})
 """Projections that share the inputs of a projection before them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class MethodCost:
     """Cost of a method, and its loss.
 
     Args:
@@ -98,7 +98,7 @@ class Cost:
         option: option of the command line that chooses the method; empty for the recipe's own.
     """
 
-    method: Method
+    method: RecipeMethod
     seconds: float
     memory: int
     disk: int
@@ -108,7 +108,7 @@ class Cost:
     option: str = ""
 
 
-def measured_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Mapping[Method, float], str]:
+def measured_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Mapping[RecipeMethod, float], str]:
     """Return what each method left of a real model at 4 bits, and the model's name; empty if it was not measured.
 
     Args:
@@ -121,13 +121,13 @@ def measured_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Map
     return (KL[size], "Gemma 3 270M") if size in KL else ({}, "")
 
 
-def left_of(model: str, group_size: int | str | None) -> Mapping[Method, float]:
+def left_of(model: str, group_size: int | str | None) -> Mapping[RecipeMethod, float]:
     """Return what each method left of a model that was measured at 4 bits, by its name; empty if it was not."""
     both = (measured_kl(group_size, has_experts=one) for one in (True, False))
     return next((known for known, name in both if name == model), {})
 
 
-def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUNDLED_TOKENS) -> tuple[Cost, ...]:
+def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUNDLED_TOKENS) -> tuple[MethodCost, ...]:
     """Return the cost of the recipe's method, then of the alternatives: the default and the calibrated methods.
 
     Args:
@@ -137,7 +137,7 @@ def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUN
         tokens: number of calibration token ids; by default those of the bundled texts.
     """
     rows, own = tuple(sizes), plan.recipe.method
-    others: tuple[Method, ...] = (Method.AUTO, *_CALIBRATED) if own in _CALIBRATED else _CALIBRATED
+    others: tuple[RecipeMethod, ...] = (RecipeMethod.AUTO, *_CALIBRATED) if own in _CALIBRATED else _CALIBRATED
     if not plan.quantized or plan.architecture.is_assistant:
         others = ()
     is_measured = {step.packing for step in plan.quantized} == {Packing(_BITS, plan.recipe.group_size)}
@@ -155,18 +155,18 @@ def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUN
     )
 
 
-def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, method: Method) -> Cost:
+def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, method: RecipeMethod) -> MethodCost:
     """Return the cost of a method without its loss."""
     text = plan.architecture.text
     linears = tuple(_linears(plan)) if method in _CALIBRATED else ()
     match method:
-        case Method.IMATRIX:
+        case RecipeMethod.IMATRIX:
             seconds = (
                 START + _pass_flop(linears, tokens) / _PASS_FLOP / workers + written_seconds(sizes, method, workers)
             )
             memory = max(_TILES, _BASE + _layer_bytes(plan))
-            return Cost(method, seconds, memory, state_bytes(text, tokens, layered=False), tokens)
-        case Method.GPTQ:
+            return MethodCost(method, seconds, memory, state_bytes(text, tokens, layered=False), tokens)
+        case RecipeMethod.GPTQ:
             rounded = sum(one.n * one.k for one in linears) / _ROUNDED
             seconds = (
                 START + (rounded + _layers_flop(linears, tokens, aimed=text.experts is None) / _LAYERS_FLOP) / workers
@@ -174,15 +174,15 @@ def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, me
             widest = max((one.k for one in linears), default=0)
             aimed = 0 if text.experts else 2 * max((one.n * one.k for one in linears), default=0)
             memory = _BASE + _layer_bytes(plan) + _FLOAT32 * (widest**2 + aimed)  # H, which becomes its factor
-            return Cost(method, seconds, memory, state_bytes(text, tokens, layered=True), tokens)
-        case Method.BEST:
-            layers = _cost(plan, sizes, workers, tokens, Method.GPTQ)
+            return MethodCost(method, seconds, memory, state_bytes(text, tokens, layered=True), tokens)
+        case RecipeMethod.BEST:
+            layers = _cost(plan, sizes, workers, tokens, RecipeMethod.GPTQ)
             running = min(BATCH, workers)
             seconds = layers.seconds + _training_flop(plan, linears, tokens) / _LAYERS_FLOP / running
             memory = max(layers.memory, _BASE + TrainingMemory.of(plan, min(tokens, LONGEST_ROW), running).total)
-            return Cost(method, seconds, memory, layers.disk + target_bytes(text, tokens), tokens)
+            return MethodCost(method, seconds, memory, layers.disk + target_bytes(text, tokens), tokens)
         case _:
-            return Cost(method, START + written_seconds(sizes, method, workers), _TILES, 0, 0)
+            return MethodCost(method, START + written_seconds(sizes, method, workers), _TILES, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from g4convert.engines import CONTRACTS
-from g4convert.engines.advice import advised, refuse
-from g4convert.engines.verdicts import Loads, Verdict, chosen, verdicts
+from g4convert.engines.advice import raise_if_refused, with_remedies
+from g4convert.engines.verdicts import Loads, Verdict, select_verdicts, verdicts
 from g4convert.engines.weights import Weights
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Recipe
@@ -34,19 +34,19 @@ class Outlook:
         weights = planned_weights(plan)
         return cls(weights, verdicts(weights, tps=tps))
 
-    def advised(self) -> "Outlook":
+    def with_remedies(self) -> "Outlook":
         """Return the outlook with advice in each refusal on making the engine load the output."""
-        return replace(self, verdicts=advised(self.weights, self.verdicts))
+        return replace(self, verdicts=with_remedies(self.weights, self.verdicts))
 
     def at(self, tps: Iterable[int]) -> tuple[Verdict, ...]:
         """Return the verdicts of every engine at the given tensor parallel sizes."""
-        return chosen(self.verdicts, CONTRACTS, tps)
+        return select_verdicts(self.verdicts, CONTRACTS, tps)
 
     def refusing(self, tps: Iterable[int]) -> tuple[Verdict, ...]:
         """Return the verdicts of all engines that cannot load the output, named by the recipe or not."""
         return tuple(one for one in self.at(tps) if one.loads is Loads.NO)
 
-    def hold(self, recipe: Recipe, tps: Collection[int]) -> None:
+    def require_engines(self, recipe: Recipe, tps: Collection[int]) -> None:
         """Check that every engine that the recipe names can load the output.
 
         Args:
@@ -57,4 +57,4 @@ class Outlook:
             GateError: an engine of the recipe cannot load the output.
         """
         engines = tuple(engine.value for engine in recipe.engines)
-        refuse(self.weights, self.verdicts, engines, tps)
+        raise_if_refused(self.weights, self.verdicts, engines, tps)

@@ -18,7 +18,7 @@ from g4convert.engines.module import Accepts
 from g4convert.errors import UsageError
 from g4convert.gemma4 import TABLES, Architecture, Inventory, Role, Weight
 from g4convert.names import Name
-from g4convert.planning.recipe import Method, Recipe
+from g4convert.planning.recipe import Recipe, RecipeMethod
 from g4convert.planning.rules import KEPT_BITS, PackRole, Rule
 
 _ROLES = {role.value for role in PackRole}
@@ -47,7 +47,7 @@ def packings(
     packed = {one: packing for one, packing in decided.items() if packing is not None}
     if not packed:
         raise UsageError("the recipe keeps every weight", hint="`bits` and `rules` leave nothing to pack at 4 or 8")
-    if recipe.method is Method.LATTICE and all(packing.num_bits != LATTICE_BITS for packing in packed.values()):
+    if recipe.method is RecipeMethod.LATTICE and all(packing.num_bits != LATTICE_BITS for packing in packed.values()):
         raise UsageError(
             "method lattice finds 4-bit grids, and no weight has 4 bits", hint="--num-bits 4, or --method mse"
         )

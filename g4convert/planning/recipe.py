@@ -15,7 +15,7 @@ EIGHT_BITS = "w8a16-g32"
 """The recipe of eight bits."""
 
 
-class Method(StrEnum):
+class RecipeMethod(StrEnum):
     """Ways to choose the scale of a group."""
 
     AUTO = "auto"
@@ -27,7 +27,7 @@ class Method(StrEnum):
     BEST = "best"
 
 
-class Engine(StrEnum):
+class EngineName(StrEnum):
     """Engines that serve a checkpoint; values are the keys of `engines.CONTRACTS`."""
 
     TRANSFORMERS = "transformers"
@@ -64,8 +64,8 @@ class Recipe(BaseModel):
         32,
         description="Weights that share a scale, along in_features: a multiple of 8, or `channel` for a whole row.",
     )
-    method: Method = Field(
-        Method.AUTO,
+    method: RecipeMethod = Field(
+        RecipeMethod.AUTO,
         description="Scale of a group: minmax, mse (signed search), lattice (the grid of a QAT source), "
         "auto (lattice where a sample is on one, otherwise mse), imatrix (weighted by what inputs are), "
         "gptq (layer by layer, on calibration data), best (gptq, with scales trained end to end).",
@@ -100,7 +100,7 @@ class Recipe(BaseModel):
         5 * 10**9,
         description="Largest output file, in bytes or with a unit; a larger tensor gets its own file.",
     )
-    engines: tuple[Engine, ...] = Field(
+    engines: tuple[EngineName, ...] = Field(
         (), description="Engines that must load the result: with one that cannot, nothing is written."
     )
     carry: Patterns = Field(
@@ -111,7 +111,7 @@ class Recipe(BaseModel):
     @property
     def is_calibrated(self) -> bool:
         """True if the method looks at inputs, not at weights alone."""
-        return self.method in {Method.IMATRIX, Method.GPTQ, Method.BEST}
+        return self.method in {RecipeMethod.IMATRIX, RecipeMethod.GPTQ, RecipeMethod.BEST}
 
     @property
     def is_uniform(self) -> bool:
@@ -121,7 +121,7 @@ class Recipe(BaseModel):
     @property
     def is_layered(self) -> bool:
         """True if the method goes layer by layer."""
-        return self.method in {Method.GPTQ, Method.BEST}
+        return self.method in {RecipeMethod.GPTQ, RecipeMethod.BEST}
 
 
 def schema() -> dict[str, Any]:

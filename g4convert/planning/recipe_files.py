@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from g4convert.bounded import MOST_YAML, read_text
 from g4convert.errors import UsageError
 from g4convert.plain_yaml import parse
-from g4convert.planning.recipe import DEFAULT, Method, Recipe
+from g4convert.planning.recipe import DEFAULT, Recipe, RecipeMethod
 from g4convert.planning.recipe_faults import refusal, shown
 from g4convert.planning.rules import by_role
 from g4convert.suggestions import nearest
@@ -49,7 +49,7 @@ def shipped() -> dict[str, Recipe]:
     return {name: load(name).recipe for name in _SHIPPED}
 
 
-def option_for(recipe: Recipe, method: Method) -> str:
+def option_for(recipe: Recipe, method: RecipeMethod) -> str:
     """Return the option of the command line that gives a recipe another method: a shipped recipe if one is the same."""
     wanted = recipe.model_copy(update={"method": method, "description": ""})
     same = (name for name, one in shipped().items() if one.model_copy(update={"description": ""}) == wanted)
@@ -95,7 +95,7 @@ def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> Re
     """
     values: dict[str, object] = {}
     origins: dict[str, str] = dict.fromkeys(Recipe.model_fields, "default")
-    for origin, layer in reversed(_layers(name)):
+    for origin, layer in reversed(_extends_chain(name)):
         values |= {key: _over(key, values.get(key), value) for key, value in layer.items()}
         origins |= dict.fromkeys(layer, origin)
     for key, value in (options or {}).items():
@@ -116,7 +116,7 @@ def _over(key: str, below: object, value: object) -> object:
     return {**below, **given} if key == "bits" and isinstance(below, dict) and isinstance(given, dict) else given
 
 
-def _layers(name: str) -> list[tuple[str, dict[str, object]]]:
+def _extends_chain(name: str) -> list[tuple[str, dict[str, object]]]:
     """Return the YAML mappings of `name` and of each recipe down its `extends` chain, with their origins."""
     layers: list[tuple[str, dict[str, object]]] = []
     seen: dict[str, str] = {}  # place -> the name that it was given

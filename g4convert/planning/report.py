@@ -9,7 +9,7 @@ from g4convert.checkpoint.declared import DeclaredGroup
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Verdict
-from g4convert.planning.costs import BUNDLED_TOKENS, Cost, costs
+from g4convert.planning.costs import BUNDLED_TOKENS, MethodCost, costs
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import Layout, lay_out
 from g4convert.planning.plan import Copy, Drop, Plan, Quantize
@@ -31,7 +31,7 @@ class PlanReport:
     plan: Plan
     layout: Layout
     sizes: tuple[RoleSize, ...]
-    costs: tuple[Cost, ...]
+    costs: tuple[MethodCost, ...]
     workers: int
     outlook: Outlook
     tps: tuple[int, ...]
@@ -163,7 +163,7 @@ def report(
     """
     checkpoint = Checkpoint.open(source.path).choosing(carry=recipe.recipe.carry, leave=recipe.recipe.leave)
     plan, sizes = make_plan(checkpoint, recipe.recipe), tuple(tps)
-    outlook = Outlook.of(plan, sizes).advised()
+    outlook = Outlook.of(plan, sizes).with_remedies()
     tokens = tokens_of(checkpoint)
     return PlanReport.of(source, recipe, plan, lay_out(plan), outlook, workers=workers, tps=sizes, tokens=tokens)
 

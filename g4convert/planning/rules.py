@@ -72,7 +72,7 @@ def by_role(value: object) -> object:
     return {role.strip(): int(bits) if _NUMBER.fullmatch(bits.strip()) else bits for role, _, bits in pairs}
 
 
-def _layers(value: str) -> str:
+def _check_layer_ranges(value: str) -> str:
     """Return ranges of layers unchanged; raise ValueError, for pydantic, if the text is not a list of ranges."""
     for part in value.split(","):
         found = _RANGE.fullmatch(part.strip())
@@ -96,7 +96,7 @@ _Layers = Annotated[
     str,
     Field(max_length=_LONGEST),
     BeforeValidator(_text_of_number, json_schema_input_type=int | str),
-    AfterValidator(_layers),
+    AfterValidator(_check_layer_ranges),
 ]
 
 

@@ -9,14 +9,14 @@ from typing import Final
 
 from g4convert.engines.limits import Packing
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe import Method
+from g4convert.planning.recipe import RecipeMethod
 
 _BYTES_PER_SECOND: Final = {
-    Method.MINMAX: 1.2e9,
-    Method.MSE: 0.5e9,
-    Method.LATTICE: 0.3e9,
-    Method.AUTO: 0.5e9,
-    Method.IMATRIX: 0.45e9,
+    RecipeMethod.MINMAX: 1.2e9,
+    RecipeMethod.MSE: 0.5e9,
+    RecipeMethod.LATTICE: 0.3e9,
+    RecipeMethod.AUTO: 0.5e9,
+    RecipeMethod.IMATRIX: 0.45e9,
 }
 """Bytes of bf16 input that one core quantizes per second, measured as docs/decisions.md describes."""
 _DISK_BYTES_PER_SECOND: Final = 1.0e9
@@ -82,7 +82,7 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def written_seconds(sizes: Iterable[RoleSize], method: Method, workers: int) -> float:
+def written_seconds(sizes: Iterable[RoleSize], method: RecipeMethod, workers: int) -> float:
     """Return the seconds to write and check an output, each bound by the slower of disk and arithmetic."""
     written = [size for size in sizes if size.after]
     moved = sum(size.before + size.after for size in written)

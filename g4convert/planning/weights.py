@@ -1,6 +1,6 @@
 """Weights of a plan's output as engines will load them, with the lists of its config."""
 
-from g4convert.engines.ignore import listed
+from g4convert.engines.ignore import with_lists
 from g4convert.engines.weights import Weights
 from g4convert.gemma4 import TABLES, Role
 from g4convert.names import Name
@@ -24,4 +24,4 @@ def planned_weights(plan: Plan) -> Weights:
             module = str(Name(name).module)
             shapes[module], roles[module] = weight.shape, weight.role
     stacked = frozenset(module for module, role in roles.items() if role is Role.EXPERTS and module not in packed)
-    return listed(Weights(plan.architecture, shapes, roles, packed, stacked))
+    return with_lists(Weights(plan.architecture, shapes, roles, packed, stacked))

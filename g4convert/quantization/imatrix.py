@@ -41,7 +41,7 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 _BOTH = 2 * LANES  # <w, q> and <q, q> of a candidate
 
 
-class Given(NamedTuple):
+class InputWeights(NamedTuple):
     """Input weights of a Linear, and scratch.
 
     Args:
@@ -65,7 +65,7 @@ def relative(h: F32, group: int) -> F32:
     return found
 
 
-def given(h: F32, group: int, levels: int) -> Given:
+def given(h: F32, group: int, levels: int) -> InputWeights:
     """Make the table of a Linear.
 
     Args:
@@ -78,12 +78,12 @@ def given(h: F32, group: int, levels: int) -> Given:
     table = np.zeros((padded, groups + LANES), np.float32)
     table[:group] = of[np.arange(groups + LANES) % groups].T
     scratch = np.zeros(padded * LANES, np.float32)
-    return Given(table.reshape(-1), groups, scratch, np.zeros(8 * levels * LANES, np.float32))
+    return InputWeights(table.reshape(-1), groups, scratch, np.zeros(8 * levels * LANES, np.float32))
 
 
 @jit
 def quantize_imatrix(  # noqa: PLR0913, PLR0917 -- a compiled loop is given everything it touches
-    words: Words, codes: Codes, block: Block, inputs: Given, packed: I32, scale: U16
+    words: Words, codes: Codes, block: Block, inputs: InputWeights, packed: I32, scale: U16
 ) -> int:
     """Quantize a tile by imatrix into the flat outputs; returns -1, or the index of the first NaN or Inf."""
     for first in range(0, scale.size, LANES):
@@ -98,7 +98,7 @@ def quantize_imatrix(  # noqa: PLR0913, PLR0917 -- a compiled loop is given ever
 
 
 @jit
-def _take(inputs: Given, first: int) -> None:
+def _take(inputs: InputWeights, first: int) -> None:
     """Put h of 64 groups, from `first` of a row on, beside the weights."""
     width = inputs.groups + LANES
     for i in range(inputs.h.size // LANES):
@@ -109,7 +109,7 @@ def _take(inputs: Given, first: int) -> None:
 
 
 @jit
-def _search(codes: Codes, block: Block, inputs: Given) -> None:
+def _search(codes: Codes, block: Block, inputs: InputWeights) -> None:
     """Improve the scales of minmax where a search finds better ones."""
     spare, scale = block.spare, block.scale
     units, inverse, candidate = spare[:LANES], spare[LANES:_BOTH], spare[_BOTH : 3 * LANES]

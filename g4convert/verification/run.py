@@ -24,7 +24,7 @@ from g4convert.checkpoint.record import RECORD, record
 from g4convert.checkpoint.uses import is_quantized
 from g4convert.errors import UsageError
 from g4convert.gemma4 import is_drafter
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Finding, Judged, Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.changed import changed, stamps
@@ -35,7 +35,7 @@ from g4convert.verification.weights.hashes import check_hashes
 def verify(
     asked: Request,
     *,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
     written: bool = False,
 ) -> Report:
     """Verify a quantized checkpoint.
@@ -53,10 +53,10 @@ def verify(
         InputError: the output does not exist, or the reference is not a Gemma 4 checkpoint or stored reference.
         EnvironmentFault: out of memory.
     """
-    progress = progress or Quiet()
+    progress = progress or Progress()
     before = stamps(asked.output, asked.reference)
     _check_request(asked)
-    directories = _Directories.open(asked)
+    directories = _Opened.open(asked)
     _check_directories(asked, directories)
     if asked.is_captured and asked.level is None:
         progress.say(f"levels static and logits, as {asked.reference} holds logits and no weights")
@@ -95,8 +95,8 @@ class _Levels:
     """
 
     asked: Request
-    directories: "_Directories"
-    progress: Quiet
+    directories: "_Opened"
+    progress: Progress
     written: bool
 
     def judge(self, level: Level) -> Judged:
@@ -133,7 +133,7 @@ class _Levels:
 
 
 @dataclass(frozen=True, slots=True)
-class _Directories:
+class _Opened:
     """Checkpoints to compare; each directory is opened once.
 
     Args:
@@ -147,7 +147,7 @@ class _Directories:
     source: Checkpoint | None
 
     @classmethod
-    def open(cls, asked: Request) -> "_Directories":
+    def open(cls, asked: Request) -> "_Opened":
         """Open the output and the source of a request.
 
         Raises:
@@ -182,7 +182,7 @@ def _check_request(asked: Request) -> None:
         raise UsageError("a stored reference has its own prompts", hint="leave --prompts out, or pass the model")
 
 
-def _check_directories(asked: Request, directories: _Directories) -> None:
+def _check_directories(asked: Request, directories: _Opened) -> None:
     """Raise, before any work, if the request does not suit the directories."""
     _check_order(asked, directories)
     if asked.engine is not None and directories.out is not None:
@@ -195,7 +195,7 @@ def _check_directories(asked: Request, directories: _Directories) -> None:
         conversations(asked.prompts, asked.source or asked.output)
 
 
-def _check_order(asked: Request, directories: _Directories) -> None:
+def _check_order(asked: Request, directories: _Opened) -> None:
     """Raise if the reference is quantized and the output is not: the two are swapped."""
     out, reference = directories.out, directories.source
     if out is None or reference is None:
@@ -213,7 +213,7 @@ def _stopped(
     return Finding(f"{level}.stopped", severity, f"level {level}", f"{what}: {why}", "", remedy)
 
 
-def _static(asked: Request, directories: _Directories) -> Iterator[Finding]:
+def _static(asked: Request, directories: _Opened) -> Iterator[Finding]:
     """Yield the findings of level `static`: of names, shapes, config and files, and of the output's record."""
     out, source = directories.out, directories.source
     yield from directories.broken if out is None else check_static(out, source)

@@ -23,7 +23,7 @@ from g4convert.errors import GateError, UsageError
 from g4convert.gemma4.family import Family
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.recipe_files import load as load_recipe
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Finding, Severity
 from g4convert.request import Level
 
@@ -203,7 +203,7 @@ def test_a_failed_verification_is_a_result_and_a_refusing_engine_an_error(
     assert not (tmp_path / "other").exists()
 
 
-class Told(Quiet):
+class Told(Progress):
     """Remembers what progress is told."""
 
     def __init__(self) -> None:

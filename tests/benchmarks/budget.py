@@ -33,17 +33,17 @@ from real_judge import Judge
 
 from g4convert.api.calibrate import calibrate
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.conversion.result import Choice
+from g4convert.conversion.result import MethodChoice
 from g4convert.fitting.bench import Bench
 from g4convert.fitting.choices import Form, label_of, parse_choices
 from g4convert.fitting.choosing import choose_for, presets
 from g4convert.fitting.inputs import Inputs
 from g4convert.fitting.measures import smoothed
-from g4convert.fitting.outputs import Outputs
+from g4convert.fitting.outputs import OutputErrors
 from g4convert.fitting.parts import Part, parts_of
 from g4convert.fitting.problem import Assignment, Losses, Problem
 from g4convert.fitting.rounding import Rounder
-from g4convert.fitting.sensitivities import Sensitivities, Unit, measure
+from g4convert.fitting.sensitivities import LossUnit, Sensitivities, measure
 from g4convert.fitting.standing import Standing, scaled
 from g4convert.fitting.target import Bits, Size
 from g4convert.fitting.writing import recipe_text, recipe_values
@@ -51,7 +51,7 @@ from g4convert.forward.load import load
 from g4convert.planning.layout import lay_out
 from g4convert.planning.recipe_files import load as recipe
 from g4convert.planning.steps import make_plan
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.quantization import Method
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -113,7 +113,7 @@ class Measured:
     tables: Problem
     whole: Standing
     losses: Losses
-    errors: Outputs | None
+    errors: OutputErrors | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +151,18 @@ class Fits:
         """Measure the losses of single changes that are not known yet."""
         linears, tables = (self._problem(method, bits) for bits in ({}, TABLES))
         file = self.directory / "fit.safetensors"
-        run, weighed = (Inputs.of(file, self.checkpoint, linears, unit, SAMPLES, TOKENS) for unit in Unit)
+        run, weighed = (Inputs.of(file, self.checkpoint, linears, unit, SAMPLES, TOKENS) for unit in LossUnit)
         with ThreadPoolExecutor(1) as pool:
             architecture = linears.plan.inventory.architecture
-            rounder = Rounder(Choice(Method(method), ""), architecture, pool, statistics=weighed.statistics)
+            rounder = Rounder(MethodChoice(Method(method), ""), architecture, pool, statistics=weighed.statistics)
             path, model = self.directory / f"sensitivities-{method}.json", load(self.checkpoint)
-            known = Sensitivities.at(path, run.basis(self.checkpoint, rounder, Unit.KL, "float32"))
-            measure(tables, Once.of(model, run.ids, rounder), known, path, Quiet(), lambda: None)
+            known = Sensitivities.at(path, run.basis(self.checkpoint, rounder, LossUnit.KL, "float32"))
+            measure(tables, Once.of(model, run.ids, rounder), known, path, Progress(), lambda: None)
             errors = None
-            if any(row.by == Unit.OUTPUT_ERROR for row in of(method)):
-                errors = Outputs(self.checkpoint, rounder, run.ids, {})
+            if any(row.by == LossUnit.OUTPUT_ERROR for row in of(method)):
+                errors = OutputErrors(self.checkpoint, rounder, run.ids, {})
                 kept = Sensitivities(known.basis, errors.known)
-                measure(tables, errors, kept, self.directory / "e.json", Quiet(), lambda: None)
+                measure(tables, errors, kept, self.directory / "e.json", Progress(), lambda: None)
             whole = Standing(Once.of(model, run.held_out, rounder), rounder.share)
             losses = scaled(smoothed(tables, known.losses), tables.free, rounder.share)
             yield Measured(linears, tables, whole, losses, errors)
@@ -174,7 +174,7 @@ class Fits:
             return
         problem = by.tables if row.tables else by.linears
         target = Bits(row.bits) if row.bits else Size(json.loads(self._facts(self._like(row)).read_text())["bytes"])
-        if row.by == Unit.KL:
+        if row.by == LossUnit.KL:
             shipped = presets(problem, self.checkpoint, by.whole)
             point = choose_for(target, problem.frontier(by.losses), by.whole, shipped)[-1]
         elif by.errors is None:
@@ -182,7 +182,7 @@ class Fits:
         else:
             shipped = presets(problem, self.checkpoint, by.errors)
             point = choose_for(target, problem.frontier(by.errors.known), by.errors, shipped)[-1]
-        predicted = {"predicted": point.predicted} if row.by == Unit.KL else {}
+        predicted = {"predicted": point.predicted} if row.by == LossUnit.KL else {}
         values = recipe_values(problem, point.assignment)
         self._keep(row, recipe_text(values, []), by, {"chosen": point.name, **predicted})
 

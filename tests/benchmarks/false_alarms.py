@@ -23,7 +23,7 @@ from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import G4Error
 from g4convert.gemma4.family import Family
 from g4convert.planning import recipe as recipes
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Severity
 from g4convert.request import Level, Request
 from g4convert.verification.run import verify
@@ -71,7 +71,7 @@ def judged(source: Path, output: Path, name: str, family: Family, profile: str |
     """Return the faults found; empty where there are none."""
     options = {"assistant": "pack"} if "assistant" in family else {}
     try:
-        convert(prepare(Job(Source.at(source), recipes.load(name, options), output, workers=1)), Quiet(), Ranks())
+        convert(prepare(Job(Source.at(source), recipes.load(name, options), output, workers=1)), Progress(), Ranks())
     except G4Error as error:
         return f"refused: {error.message}"
     report = verify(Request(output, source, Level.LOGITS, profile))

@@ -103,10 +103,10 @@ def _converted(source: Path, output: Path, recipe: str, device: str = "cpu", ids
     from g4convert.conversion.ranks import Ranks  # noqa: PLC0415 - the same
     from g4convert.conversion.run import convert  # noqa: PLC0415 - needs numba
     from g4convert.planning.recipe_files import load  # noqa: PLC0415 - the same
-    from g4convert.progress import Quiet  # noqa: PLC0415 - needs rich
+    from g4convert.progress import Progress  # noqa: PLC0415 - needs rich
 
     conversion = prepare(Job(Source.at(source), load(recipe, {}), output, 1, device, calibration=ids))
-    summary = convert(conversion, Quiet(), Ranks(), None if ids is None else LayerByLayer.of(conversion, ids))
+    summary = convert(conversion, Progress(), Ranks(), None if ids is None else LayerByLayer.of(conversion, ids))
     assert summary is not None
     return summary
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from rivals import GROUP
 
-from g4convert.forward.triton.autotune import Card, Choice, autotune, search
-from g4convert.forward.triton.bench import Bench
+from g4convert.forward.triton.autotune import Gpu, TileChoice, autotune, search
+from g4convert.forward.triton.bench import LayerBench
 from g4convert.forward.triton.candidates import layer_shapes, linear_shapes
 from g4convert.forward.triton.tiles import Kind, Shape, Tile
 
@@ -31,7 +31,7 @@ def tuning(path: Path, machine: Machine, sizes: Sizes, _: Results) -> Iterator[s
     """A line for each shape, and the rows of `tiles.json` that follow; the table itself is written to `path`."""
     yield "| product | rows | tile now | us | best tile | us | now / best |"
     yield "|---|---:|---|---:|---|---:|---:|"
-    found: dict[Shape, Choice] = {}
+    found: dict[Shape, TileChoice] = {}
     layers = [layer_shapes(sizes.h, sizes.i, sizes.e, sizes.top_k, GROUP, sizes.tuned)]
     layers += [linear_shapes(n, k, GROUP, sizes.tuned) for n, k in sizes.linears]
     for number, shapes in enumerate(layers):
@@ -46,18 +46,18 @@ def tuning(path: Path, machine: Machine, sizes: Sizes, _: Results) -> Iterator[s
             yield from ("", f"`{kind}` of `tiles.json`:", "", *(f"    {json.dumps(row)}" for row in rows))
 
 
-def _measured(machine: Machine, shapes: Sequence[Shape], path: Path) -> dict[Shape, Choice]:
+def _measured(machine: Machine, shapes: Sequence[Shape], path: Path) -> dict[Shape, TileChoice]:
     if machine.device != "cpu":
         return autotune(shapes, path)
 
     def clock(runs: Sequence[Callable[[], object]], repeats: int) -> float:
         return machine.seconds(runs, repeats)
 
-    make = partial(Bench, device=torch.device("cpu"), clock=clock)
-    return search(shapes, path, Card(machine.card, machine.capability), make, candidates=_FEW)
+    make = partial(LayerBench, device=torch.device("cpu"), clock=clock)
+    return search(shapes, path, Gpu(machine.card, machine.capability), make, candidates=_FEW)
 
 
-def _line(shape: Shape, choice: Choice) -> str:
+def _line(shape: Shape, choice: TileChoice) -> str:
     return (
         f"| {shape.kind} {shape.n} x {shape.k} | {shape.rows} | {_cut(choice.before)} "
         f"| {choice.before_seconds * 1e6:.1f} | {_cut(choice.tile)} | {choice.seconds * 1e6:.1f} "
@@ -69,13 +69,13 @@ def _cut(tile: Tile) -> str:
     return f"{tile.block_m}x{tile.block_n}x{tile.block_k} w{tile.num_warps} s{tile.num_stages}"
 
 
-def shipped_rows(kind: Kind, found: dict[Shape, Choice]) -> list[dict[str, int | None]]:
+def shipped_rows(kind: Kind, found: dict[Shape, TileChoice]) -> list[dict[str, int | None]]:
     """Rows of the table that ships, for one kind of product: of each number of rows the tile that loses least.
 
     Where several shapes have a number of rows it is the one with the least sum of times, each divided by the best of
     its shape. Both products of a layer have block_m as it was chosen for the two together.
     """
-    by_rows: dict[int, list[Choice]] = {}
+    by_rows: dict[int, list[TileChoice]] = {}
     for shape, choice in found.items():
         if shape.kind == kind:
             by_rows.setdefault(shape.rows, []).append(choice)
@@ -93,7 +93,7 @@ def shipped_rows(kind: Kind, found: dict[Shape, Choice]) -> list[dict[str, int |
     return rows
 
 
-def _least_loss(choices: Sequence[Choice]) -> Tile:
+def _least_loss(choices: Sequence[TileChoice]) -> Tile:
     """Return the tile that loses least, of those that all shapes have run."""
     common = set.intersection(*(set(choice.times) for choice in choices))
     losses = {

@@ -91,7 +91,7 @@ def _quantize(directory: Path, samples: int, length: int, judging: int) -> None:
     from g4convert.conversion.ranks import Ranks  # noqa: PLC0415
     from g4convert.conversion.run import convert  # noqa: PLC0415
     from g4convert.planning.recipe_files import load  # noqa: PLC0415
-    from g4convert.progress import Quiet  # noqa: PLC0415
+    from g4convert.progress import Progress  # noqa: PLC0415
 
     torch.set_num_threads(1)
     _leave_out_products(torch)
@@ -123,7 +123,7 @@ def _quantize(directory: Path, samples: int, length: int, judging: int) -> None:
         calibration=ids,
     )
     conversion = prepare(job)
-    convert(conversion, Quiet(), Ranks(), LayerByLayer.of(conversion, ids))
+    convert(conversion, Progress(), Ranks(), LayerByLayer.of(conversion, ids))
 
 
 class _Phases:

@@ -25,7 +25,7 @@ from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
 from g4convert.planning.recipe_files import load
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 
 class _NoDigest:
@@ -58,7 +58,7 @@ def seconds(source: Path, output: Path, method: str, *, guarded: bool) -> tuple[
             off.enter_context(patch("g4convert.conversion.lock.Lock.is_of", lambda *_: True))
         os.sync()
         began = time.monotonic(), time.process_time()
-        convert(prepare(Job(Source.at(source), load("w4a16-g32", {"method": method}), output)), Quiet(), Ranks())
+        convert(prepare(Job(Source.at(source), load("w4a16-g32", {"method": method}), output)), Progress(), Ranks())
         took = time.monotonic() - began[0], time.process_time() - began[1]
     shutil.rmtree(output)
     return took

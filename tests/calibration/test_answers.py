@@ -16,7 +16,7 @@ from g4convert.devices import CPU
 from g4convert.errors import UsageError
 from g4convert.forward.decoding import draw, greedy
 from g4convert.forward.load import load
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from conftest import Checkpoints
 
 
-class Counted(Quiet):
+class Counted(Progress):
     """Counts the ids that it is told of."""
 
     def __init__(self) -> None:
@@ -32,11 +32,11 @@ class Counted(Quiet):
         self.count = 0
 
     def tick(self, count: int) -> None:
-        """See `Quiet`."""
+        """See `Progress`."""
         self.count += count
 
 
-def made(model: Path, output: Path, seed: int = 0, progress: Quiet | None = None, *, own: bool = True) -> Calibrated:
+def made(model: Path, output: Path, seed: int = 0, progress: Progress | None = None, *, own: bool = True) -> Calibrated:
     data = output.with_suffix(".jsonl")
     data.write_text("".join(json.dumps({"prompt": f"Say {number} words."}) + "\n" for number in range(20)))
     return calibrate(

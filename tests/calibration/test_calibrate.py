@@ -20,7 +20,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.lock import Lock
 from g4convert.errors import EnvironmentFault, InputError, Interrupted, UsageError
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,14 +145,14 @@ def test_the_command_says_what_it_made_and_does_not_replace_it(
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
-class Stopping(Quiet):
+class Stopping(Progress):
     """Stops when two layers are done, as Ctrl-C does."""
 
     def __init__(self) -> None:
         self.left = 2
 
     def tick(self, count: int) -> None:
-        """See `Quiet`."""
+        """See `Progress`."""
         self.left -= count
         if not self.left:
             raise KeyboardInterrupt

@@ -26,7 +26,7 @@ from g4convert.conversion.run import convert
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.gemma4 import Architecture
 from g4convert.planning.recipe_files import load
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.quantization.factor import Factor, factorize
 from g4convert.quantization.gptq import gptq, nearest_codes, torch_gptq
 from g4convert.quantization.weighted import weighted_scales
@@ -67,7 +67,7 @@ def converted(source: Path, output: Path, ids: Path) -> Summary:
     text = Architecture.from_config(Checkpoint.open(source).config).text
     rest = [{"layers": f"1-{len(text.layers) - 1}", "bits": 16}]
     conversion = prepare(Job(Source.at(source), load("w4a16-g32-gptq", {"rules": rest}), output, calibration=ids))
-    summary = convert(conversion, Quiet(), Ranks(), LayerByLayer.of(conversion, ids))
+    summary = convert(conversion, Progress(), Ranks(), LayerByLayer.of(conversion, ids))
     assert summary is not None
     return summary
 

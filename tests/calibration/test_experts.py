@@ -14,7 +14,7 @@ from g4convert.calibration.rounding import Rounded, Rounding
 from g4convert.calibration.states import States
 from g4convert.calibration.team import Team
 from g4convert.calibration.tokens import Tokens
-from g4convert.calibration.work import LayerWork, Weights
+from g4convert.calibration.work import LayerWeights, LayerWork
 from g4convert.forward.load import load
 from g4convert.quantization import Method, Scheme
 
@@ -80,7 +80,7 @@ def test_the_sum_of_an_expert_is_over_the_tokens_that_are_routed_to_it(moe: Path
 
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         rounding = Recording(dict.fromkeys(names, Scheme(4, 32, Method.MSE)), Team(pool))
-        weights = Weights(names, read, lambda *_: [], lambda _: None)
+        weights = LayerWeights(names, read, lambda *_: [], lambda _: None)
         LayerPass(LayerWork(replay, 0, weights, rounding, Team(pool))).run(hidden, out)
     inputs, index = routed(moe, given)
     training = np.repeat(~np.isin(np.arange(SAMPLES), [*given.judges]), LENGTH)

@@ -11,7 +11,7 @@ import pytest
 from g4convert.api.calibrate import calibrate
 from g4convert.api.quantize import quantize
 from g4convert.calibration import kept, run, scales
-from g4convert.calibration.kept import Kept
+from g4convert.calibration.kept import UnfinishedRecording
 from g4convert.calibration.record import record
 from g4convert.calibration.run import LayerByLayer
 from g4convert.calibration.states import States
@@ -19,7 +19,7 @@ from g4convert.calibration.tokens import Tokens
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.lock import Lock
 from g4convert.errors import InputError, Interrupted, UsageError
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,7 +210,7 @@ def test_an_unfinished_recording_of_another_request_is_not_cleaned_up(checkpoint
     path = tmp_path / "c.safetensors"
     calibrate(checkpoints("text"), path, **SHORT)
 
-    class Stopping(Quiet):
+    class Stopping(Progress):
         def tick(self, *_: object) -> None:
             raise KeyboardInterrupt
 
@@ -225,16 +225,16 @@ def test_a_model_replaced_during_a_recording_is_refused_and_nothing_of_it_is_kep
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if the first one comes back: no stage of both is there to continue."""
-    first, keep = shutil.copytree(source, tmp_path / "first"), Kept.keep
+    first, keep = shutil.copytree(source, tmp_path / "first"), UnfinishedRecording.keep
     whole = record(source, Tokens(IDS), tmp_path / "whole")
 
-    def kept_and_replaced(self: Kept, stage: int, *rest: Any) -> None:  # noqa: ANN401 -- whatever it is given
+    def kept_and_replaced(self: UnfinishedRecording, stage: int, *rest: Any) -> None:  # noqa: ANN401 -- whatever it is given
         keep(self, stage, *rest)
         if stage == 1:
             replaced(source)
 
     with monkeypatch.context() as now:
-        now.setattr(Kept, "keep", kept_and_replaced)
+        now.setattr(UnfinishedRecording, "keep", kept_and_replaced)
         with pytest.raises(InputError, match="changed while it was read") as caught:
             record(source, Tokens(IDS), tmp_path / "scratch")
     assert caught.value.offenders == (min(source.glob("*.safetensors")).name,)
@@ -286,7 +286,7 @@ def test_a_model_replaced_during_gptq_is_refused_before_a_layer_of_both_is_journ
 
 
 def test_a_source_whose_directory_moved_meanwhile_is_the_same(source: Path, tmp_path: Path) -> None:
-    class Moving(Quiet):
+    class Moving(Progress):
         def advance(self, *_: object) -> None:
             if source.exists():
                 source.rename(tmp_path / "moved")
@@ -318,7 +318,7 @@ def test_a_model_replaced_before_it_answers_teaches_nothing(
         return load(*args, **how)
 
     monkeypatch.setattr(scales, "load", loaded)
-    monkeypatch.setattr(scales.Targets, "make", lambda *_: pytest.fail("of another model"))
+    monkeypatch.setattr(scales.SoftTargets, "make", lambda *_: pytest.fail("of another model"))
     with pytest.raises(InputError, match="changed while it was read"):
         quantize(source, tmp_path / "out", recipe="w4a16-g32-best", calibration=ids, verify=None)
     assert not (tmp_path / "out").exists()

@@ -22,7 +22,7 @@ from g4convert.conversion.run import convert
 from g4convert.conversion.staging import STATES
 from g4convert.planning.recipe_files import load
 from g4convert.planning.training import EPOCHS
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,7 @@ EACH: Chain = [
 
 def best(source: Path, output: Path, ids: Path) -> None:
     conversion = prepare(Job(Source.at(source), load("w4a16-g32-best"), output, workers=2, calibration=ids))
-    convert(conversion, Quiet(), Ranks(), LayerByLayer.of(conversion, ids))
+    convert(conversion, Progress(), Ranks(), LayerByLayer.of(conversion, ids))
 
 
 @pytest.mark.wide

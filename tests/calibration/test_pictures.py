@@ -39,7 +39,7 @@ from g4convert.errors import InputError, Interrupted, UsageError
 from g4convert.fitting.inputs import rows_to_run
 from g4convert.forward.models import read_config
 from g4convert.forward.patches import PictureCutter, as_floats, merged
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.verification.probes.suite import bundled as probes
 
 if TYPE_CHECKING:
@@ -382,14 +382,14 @@ def test_bundled_pictures_are_a_kind_of_text_beside_the_models_answers(
     assert bundled_tokens(Checkpoint.open(wide)) == pytest.approx(found.ids.size, rel=0.25)
 
 
-class Stopping(Quiet):
+class Stopping(Progress):
     """Stops when two layers are done, as Ctrl-C does."""
 
     def __init__(self) -> None:
         self.done = 0
 
     def tick(self, count: int) -> None:
-        """See `Quiet`."""
+        """See `Progress`."""
         self.done += count
         if self.done == 2:
             raise KeyboardInterrupt

@@ -23,7 +23,7 @@ from g4convert.calibration.tokens import Tokens
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.ranks import Ranks
 from g4convert.errors import EnvironmentFault, G4Error, InputError, Interrupted, UsageError
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -252,11 +252,11 @@ def test_what_is_wrong_with_the_file_is_the_same_error_in_every_rank(
     assert [one.name for one in tmp_path.iterdir()] == ["beyond.safetensors"]
 
 
-def calibrated(world: int, source: Path, output: Path, watch: Quiet | None = None, **how: Any) -> list[Any]:  # noqa: ANN401
+def calibrated(world: int, source: Path, output: Path, watch: Progress | None = None, **how: Any) -> list[Any]:  # noqa: ANN401
     """Calibrate in so many ranks, and return what each of them gets."""
     how = {"samples": 6, "length": 32, "answers": False} | how
     return in_ranks(
-        world, lambda ranks: calibrate_in(ranks, source, output, workers=1, progress=watch or Quiet(), **how)
+        world, lambda ranks: calibrate_in(ranks, source, output, workers=1, progress=watch or Progress(), **how)
     )
 
 
@@ -328,14 +328,14 @@ def test_calibrate_stopped_in_some_ranks_continues_in_others(
     assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
-class Said(Quiet):
+class Said(Progress):
     """Keeps what is said."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
 
     def say(self, text: str) -> None:
-        """See `Quiet`."""
+        """See `Progress`."""
         self.said.append(text)
 
 
@@ -358,7 +358,7 @@ def test_what_calibrate_refuses_is_the_same_error_in_every_rank(moe: Path, tmp_p
         in_ranks(
             2,
             lambda ranks: calibrate_in(
-                ranks, moe, tmp_path / "c.safetensors", workers=1, progress=Quiet(), seed=ranks.rank
+                ranks, moe, tmp_path / "c.safetensors", workers=1, progress=Progress(), seed=ranks.rank
             ),
         )
     assert refused.value.offenders == ("rank 1: seed is '1', in rank 0 '0'",)

@@ -16,10 +16,10 @@ from g4convert.calibration.kept import drop
 from g4convert.calibration.record import record
 from g4convert.calibration.tokens import Tokens
 from g4convert.conversion.calibration_file import CalibrationFile
-from g4convert.conversion.statistics import FEW, Inputs, Statistics, source_of
+from g4convert.conversion.statistics import FEW, InputStatistics, Statistics, source_of
 from g4convert.conversion.weighting import read_statistics
 from g4convert.errors import InputError, Interrupted
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,14 +71,14 @@ def test_threads_do_not_show(moe: Path, tmp_path: Path) -> None:
     assert len(hashes) == 1
 
 
-class Stopping(Quiet):
+class Stopping(Progress):
     """Stops at the second layer, as Ctrl-C does."""
 
     def __init__(self) -> None:
         self.done = 0
 
     def tick(self, count: int) -> None:
-        """See `Quiet`."""
+        """See `Progress`."""
         self.done += count
         if self.done == 2:
             raise KeyboardInterrupt
@@ -102,14 +102,14 @@ def test_what_was_damaged_meanwhile_is_not_continued(
     assert watch.done[0] == (2 if name == "hidden-1.f32" else 0)  # what the next layer writes is nobody's
 
 
-class Told(Quiet):
+class Told(Progress):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
         self.done: list[int] = []
 
     def tick(self, count: int) -> None:
-        """See `Quiet`."""
+        """See `Progress`."""
         self.done.append(count)
 
 
@@ -195,14 +195,16 @@ def test_statistics_of_a_form_that_cannot_be_are_refused(tmp_path: Path) -> None
         (good.astype(np.float64), np.array([3])),
         (good[:0], np.array([3])),
     ):
-        CalibrationFile(ids, statistics=Statistics({"layers.0.mlp.down_proj": Inputs(squares, count)}, None)).save(path)
+        CalibrationFile(
+            ids, statistics=Statistics({"layers.0.mlp.down_proj": InputStatistics(squares, count)}, None)
+        ).save(path)
         with pytest.raises(InputError, match=r"of another form: layers\.0\.mlp\.down_proj"):
             read_statistics(path)
 
 
 def test_experts_with_few_tokens_lean_on_their_layer() -> None:
     squares = np.array([[4, 0], [1, 1], [0, 0]], np.float32)
-    inputs = Inputs(squares, np.array([1000, 8, 0]))
+    inputs = InputStatistics(squares, np.array([1000, 8, 0]))
     prior = (1000 * squares[0] + 8 * squares[1]) / 1008
     assert np.allclose(inputs.of_expert(2), prior)
     assert np.allclose(inputs.of_expert(1), (8 * squares[1] + FEW * prior) / (8 + FEW))

@@ -16,7 +16,7 @@ from g4convert.calibration.rounding import Rounding
 from g4convert.calibration.states import States
 from g4convert.calibration.team import Team
 from g4convert.calibration.tokens import Tokens
-from g4convert.calibration.work import LayerWork, Weights
+from g4convert.calibration.work import LayerWeights, LayerWork
 from g4convert.forward.load import load
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def replayed(source: Path, given: Tokens, directory: Path) -> np.ndarray:
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for number in range(replay.config.num_hidden_layers):
             rounding = Rounding({}, Team(pool))
-            nothing = Weights({}, lambda _: np.empty(0), lambda *_: [], lambda _: None)
+            nothing = LayerWeights({}, lambda _: np.empty(0), lambda *_: [], lambda _: None)
             LayerPass(LayerWork(replay, number, nothing, rounding, Team(pool))).run(hidden, out)
             hidden, out = out, hidden
     return np.array(hidden)

@@ -41,7 +41,7 @@ from g4convert.gemma4 import Architecture
 from g4convert.gemma4.family import Family
 from g4convert.planning.between import state_bytes
 from g4convert.planning.recipe_files import load
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,11 +62,11 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def calibrated(source: Path, output: Path, ids: Path, progress: Quiet | None = None, **options: object) -> Summary:
+def calibrated(source: Path, output: Path, ids: Path, progress: Progress | None = None, **options: object) -> Summary:
     workers = int(str(options.pop("workers", 2)))
     job = Job(Source.at(source), load("w4a16-g32-gptq", options), output, workers=workers, calibration=ids)
     conversion = prepare(job)
-    summary = convert(conversion, progress or Quiet(), Ranks(), LayerByLayer.of(conversion, ids))
+    summary = convert(conversion, progress or Progress(), Ranks(), LayerByLayer.of(conversion, ids))
     assert summary is not None
     return summary
 
@@ -96,7 +96,7 @@ def whole(checkpoints: Checkpoints, ids: Path, tmp_path_factory: pytest.TempPath
     return made
 
 
-class Stopping(Quiet):
+class Stopping(Progress):
     """Stops the run as Ctrl-C does, at the n-th weight."""
 
     def __init__(self, at: int) -> None:
@@ -104,12 +104,12 @@ class Stopping(Quiet):
         self.left, self.names = at, []
 
     def advance(self, nbytes: int, name: str) -> None:
-        """See `Quiet`."""
+        """See `Progress`."""
         super().advance(nbytes, name)
         self._count(name)
 
     def tick(self, count: int, name: str = "") -> None:
-        """See `Quiet`; weights of layers have names, other steps have none."""
+        """See `Progress`; weights of layers have names, other steps have none."""
         super().tick(count, name)
         if name:
             self._count(name)
@@ -304,7 +304,7 @@ def test_other_data_is_another_run(moe: Path, ids: Path, tmp_path: Path) -> None
 def test_method_and_data_go_together(moe: Path, ids: Path, tmp_path: Path) -> None:
     alone = prepare(Job(Source.at(moe), load("w4a16-g32-gptq"), tmp_path / "out"))
     with pytest.raises(InputError, match=r"out\.calibration\.safetensors: no such file"):
-        convert(alone, Quiet(), Ranks())
+        convert(alone, Progress(), Ranks())
     with pytest.raises(UsageError, match="looks at weights alone"):
         prepare(Job(Source.at(moe), load("w4a16-g32"), tmp_path / "out", calibration=ids))
 
@@ -366,7 +366,7 @@ def test_the_trained_model_answers_more_like_itself(tmp_path: Path) -> None:
     ids = tmp_path / "own.safetensors"
     Tokens(samples[:24]).save(ids)
     calibrated(source, tmp_path / "gptq", ids)
-    convert(prepare(Job(Source.at(source), load("w4a16-g32"), tmp_path / "mse", workers=1)), Quiet(), Ranks())
+    convert(prepare(Job(Source.at(source), load("w4a16-g32"), tmp_path / "mse", workers=1)), Progress(), Ranks())
     judged = torch.from_numpy(samples[24:].astype(np.int64))
     assert _kl(model, tmp_path / "gptq", judged) < 0.9 * _kl(model, tmp_path / "mse", judged)
 

@@ -18,7 +18,7 @@ from helpers.runs import hashes
 from g4convert.calibration import distill, scales, trained
 from g4convert.calibration.run import LayerByLayer
 from g4convert.calibration.states import States
-from g4convert.calibration.targets import Targets
+from g4convert.calibration.targets import SoftTargets
 from g4convert.calibration.tokens import Tokens, held_out, judges
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.job import Job, prepare
@@ -28,7 +28,7 @@ from g4convert.conversion.staging import STATES
 from g4convert.errors import EnvironmentFault, Interrupted, UsageError
 from g4convert.planning.recipe_files import load
 from g4convert.planning.training import EPOCHS
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,7 +56,7 @@ def calibrated(
 ) -> Summary:
     job = Job(Source.at(source), load(recipe, options), output, workers=workers, calibration=ids)
     conversion = prepare(job)
-    summary = convert(conversion, Quiet(), Ranks(), LayerByLayer.of(conversion, ids))
+    summary = convert(conversion, Progress(), Ranks(), LayerByLayer.of(conversion, ids))
     assert summary is not None
     return summary
 
@@ -171,10 +171,10 @@ def test_stopped_at_a_file_that_is_kept_it_repeats_a_step_at_most(
 
 @pytest.mark.wide
 def test_stopped_between_targets_it_makes_those_that_are_left(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, made = Targets.make, list[int]()
+    real, made = SoftTargets.make, list[int]()
     stop = _Stop(real, 4, after=False)
-    case.stop(lambda *given: stop(*given), (Targets, "make"))  # noqa: PLW0108 -- only a function becomes a method
-    monkeypatch.setattr(Targets, "make", lambda one, s, states: made.append(s) or real(one, s, states))
+    case.stop(lambda *given: stop(*given), (SoftTargets, "make"))  # noqa: PLW0108 -- only a function becomes a method
+    monkeypatch.setattr(SoftTargets, "make", lambda one, s, states: made.append(s) or real(one, s, states))
     case.run()
     assert case.is_whole
     assert made == [3, 4, 5]
@@ -235,7 +235,7 @@ def test_what_does_not_gain_is_not_taken_and_the_report_says_so(
 def test_the_share_with_the_least_loss_is_taken_and_of_equals_the_smallest(
     kl: dict[float, float], share: float
 ) -> None:
-    assert scales.taken(kl) == share
+    assert scales.best_share(kl) == share
 
 
 @pytest.mark.parametrize("samples", [2, 3, 6, 17, 40, 128])

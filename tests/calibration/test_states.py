@@ -16,7 +16,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import EnvironmentFault, Interrupted
 from g4convert.gemma4 import Architecture
 from g4convert.planning.between import state_bytes
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,14 +86,14 @@ def test_a_disk_that_is_too_small_is_refused_with_numbers(tmp_path: Path, monkey
     check_room(made.directory, 3 * 10**6)  # 2 MB of them are there
 
 
-class Last(Quiet):
+class Last(Progress):
     """Stops when all layers are done, with the states of all of them there."""
 
     def __init__(self, layers: int) -> None:
         self.left = layers
 
     def tick(self, count: int) -> None:
-        """See `Quiet`."""
+        """See `Progress`."""
         self.left -= count
         if not self.left:
             raise KeyboardInterrupt

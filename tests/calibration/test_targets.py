@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from g4convert.calibration.states import States
-from g4convert.calibration.targets import Targets
+from g4convert.calibration.targets import SoftTargets
 from g4convert.devices import CPU
 from g4convert.forward.logits import Head
 
@@ -28,8 +28,8 @@ def head(vocabulary: int, cap: float | None) -> Head:
     return Head(linear, linear.weight, cap, CPU)
 
 
-def made(path: Path, of: Head, states: torch.Tensor) -> Targets:
-    targets = Targets.open(States(path), of, 1, LENGTH)
+def made(path: Path, of: Head, states: torch.Tensor) -> SoftTargets:
+    targets = SoftTargets.open(States(path), of, 1, LENGTH)
     targets.make(0, states)
     return targets
 
@@ -80,12 +80,12 @@ def test_the_original_itself_has_no_distance(tmp_path: Path) -> None:
 
 def test_opened_again_they_are_the_same_and_the_rest_is_left(tmp_path: Path) -> None:
     of, theirs, files = head(4096, None), draw(LENGTH, HIDDEN), States(tmp_path)
-    assert Targets.left(files, 3) == [0, 1, 2]
-    first = Targets.open(files, of, 3, LENGTH)
+    assert SoftTargets.left(files, 3) == [0, 1, 2]
+    first = SoftTargets.open(files, of, 3, LENGTH)
     first.make(1, theirs)
-    assert Targets.left(files, 3) == [0, 2]
-    again, mine = Targets.open(files, of, 3, LENGTH), theirs + 0.1
+    assert SoftTargets.left(files, 3) == [0, 2]
+    again, mine = SoftTargets.open(files, of, 3, LENGTH), theirs + 0.1
     assert torch.equal(first.compare(1, mine).kl, again.compare(1, mine).kl)
     again.make(0, theirs)
     assert torch.equal(first.compare(1, mine).kl, again.compare(1, mine).kl)
-    assert Targets.left(files, 3) == [2]
+    assert SoftTargets.left(files, 3) == [2]

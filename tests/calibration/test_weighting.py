@@ -21,11 +21,11 @@ from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
-from g4convert.conversion.statistics import Inputs, Statistics
+from g4convert.conversion.statistics import InputStatistics, Statistics
 from g4convert.conversion.weighting import read_statistics
 from g4convert.errors import InputError, UsageError
 from g4convert.planning.recipe_files import load
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ def written(statistics: Statistics, path: Path) -> Path:
 def weighted(source: Path, output: Path, data: Path, **options: object) -> Summary:
     workers = int(str(options.pop("workers", 1)))
     job = Job(Source.at(source), load("w4a16-g32-imatrix", options), output, workers=workers, calibration=data)
-    summary = convert(prepare(job), Quiet(), Ranks())
+    summary = convert(prepare(job), Progress(), Ranks())
     assert summary is not None
     return summary
 
@@ -67,7 +67,8 @@ def test_threads_do_not_show_and_inputs_do(moe: Path, data: Path, tmp_path: Path
     weighted(moe, tmp_path / "three" / "out", data, workers=3)
     assert hashes(tmp_path / "one" / "out") == hashes(tmp_path / "three" / "out")
     flat = {
-        name: Inputs(np.ones_like(one.mean_square), one.tokens) for name, one in read_statistics(data).inputs.items()
+        name: InputStatistics(np.ones_like(one.mean_square), one.tokens)
+        for name, one in read_statistics(data).inputs.items()
     }
     weighted(moe, tmp_path / "flat" / "out", changed(data, tmp_path / "flat.safetensors", inputs=flat))
     own, other = stored(tmp_path / "one" / "out"), stored(tmp_path / "flat" / "out")
@@ -119,7 +120,7 @@ def test_statistics_that_do_not_fit_are_named(moe: Path, data: Path, tmp_path: P
     inputs = dict(read_statistics(data).inputs)
     del inputs["layers.0.self_attn.o_proj"]
     first = inputs["layers.0.mlp.down_proj"]
-    inputs["layers.0.mlp.down_proj"] = Inputs(first.mean_square[:-8], first.tokens)
+    inputs["layers.0.mlp.down_proj"] = InputStatistics(first.mean_square[:-8], first.tokens)
     with pytest.raises(InputError) as caught:
         weighted(moe, tmp_path / "out", changed(data, tmp_path / "some.safetensors", inputs=inputs))
     named = " ".join(caught.value.offenders)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InputError
 from g4convert.forward.load import load
-from g4convert.inspection.engines import Asked, check
+from g4convert.inspection.engines import CheckRequest, check
 from g4convert.planning.recipe_files import load as load_recipe
 from g4convert.planning.steps import make_plan
 from g4convert.report import Severity
@@ -51,7 +51,7 @@ def test_files_that_no_engine_can_read_are_not_carried(
     quantized(source, tmp_path / "out", leave=[name])
     assert not (tmp_path / "out" / name).exists()
     (tmp_path / "clean" / name).write_text(text)
-    judged = check(Asked(tmp_path / "clean", tps=(1,)))
+    judged = check(CheckRequest(tmp_path / "clean", tps=(1,)))
     (found,) = (one for one in judged.report.findings if one.code == "static.side_files")
     assert (found.subject, found.found) == (name, said)
     serves = "yes" if name == "generation_config.json" else "no"  # transformers loads a model without its tokenizer

@@ -20,7 +20,7 @@ from g4convert.conversion.lock import Lock
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
 from g4convert.errors import EnvironmentFault, G4Error, InputError, UsageError
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 _SLOW = (
     "import sys, time; from g4convert.cli import app as cli; from g4convert.conversion import stream\n"
@@ -165,7 +165,7 @@ def test_beside_a_run_the_same_command_is_refused_and_after_its_end_goes_on(moe:
     assert {path.name for path in tmp_path.iterdir()} == {"expected", "out"}
 
 
-class Meanwhile(Quiet):
+class Meanwhile(Progress):
     """Does something once, while units are done."""
 
     def __init__(self, what: Callable[[], object]) -> None:
@@ -208,7 +208,7 @@ def test_a_finished_output_is_seen_under_the_lock(moe: Path, tmp_path: Path) -> 
     early = prepare(job(moe, tmp_path / "out"))
     expected = run(moe, tmp_path / "out")
     with pytest.raises(UsageError, match=": not empty"):
-        convert(early, Quiet(), Ranks())
+        convert(early, Progress(), Ranks())
     assert hashes(tmp_path / "out") == expected
 
 

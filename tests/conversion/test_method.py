@@ -13,14 +13,14 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion import method as choosing
 from g4convert.conversion.method import choose
-from g4convert.conversion.result import Choice, OnGrid
+from g4convert.conversion.result import MethodChoice, OnGrid
 from g4convert.errors import UsageError
 from g4convert.planning.recipe_files import load
 from g4convert.planning.steps import make_plan
 from g4convert.quantization import Method
 
 
-def chosen(directory: Path, **options: object) -> Choice:
+def chosen(directory: Path, **options: object) -> MethodChoice:
     checkpoint = Checkpoint.open(directory)
     with Reader(checkpoint.path, checkpoint.weight_files) as reader:
         return choose(make_plan(checkpoint, load(options=options).recipe), checkpoint, reader)
@@ -28,10 +28,10 @@ def chosen(directory: Path, **options: object) -> Choice:
 
 @pytest.mark.parametrize("method", ["minmax", "mse", "lattice"])
 def test_a_recipe_that_names_a_method_gets_it(method: str, dense: Path) -> None:
-    assert chosen(dense, method=method) == Choice(Method(method), "as asked")
+    assert chosen(dense, method=method) == MethodChoice(Method(method), "as asked")
 
 
-def share(choice: Choice) -> float:
+def share(choice: MethodChoice) -> float:
     """Return the share that a choice reports, in percent."""
     return float(choice.why.partition("%")[0].rpartition(" ")[2])
 
@@ -66,11 +66,11 @@ def test_a_lattice_of_other_groups_is_none(checkpoints: Checkpoints) -> None:
 def test_eight_bits_have_no_lattice(checkpoints: Checkpoints) -> None:
     choice = chosen(checkpoints("dense", qat=True), num_bits=8)
     why = "source not searched for the grid of a QAT, as that has 4 bits"
-    assert choice == Choice(Method.MSE, why, OnGrid(0.0, 0, 0))
+    assert choice == MethodChoice(Method.MSE, why, OnGrid(0.0, 0, 0))
 
 
 def test_nothing_to_pack_is_not_measured(checkpoints: Checkpoints) -> None:
-    assert chosen(checkpoints("assistant")) == Choice(Method.MSE, "nothing is packed")
+    assert chosen(checkpoints("assistant")) == MethodChoice(Method.MSE, "nothing is packed")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from g4convert.forward.tables import PackedTable
 from g4convert.inspection.describe import describe
 from g4convert.names import Name
 from g4convert.planning.recipe_files import load as recipe
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Severity
 from g4convert.verification.static.level import check_static
 from g4convert.verification.weights.level import check_weights
@@ -145,7 +145,7 @@ def test_a_head_that_is_not_the_embeddings_is_seen(damage: str, e2b: Path, tmp_p
     assert failed & {"lm_head", "lm_head.weight", "text_config.tie_word_embeddings"}
 
 
-class _Stopping(Quiet):
+class _Stopping(Progress):
     """Ctrl-C at the third unit."""
 
     left = 3
@@ -165,6 +165,6 @@ def test_neither_workers_nor_a_stop_show_in_the_bytes(
     job = Job(Source.at(moe), recipe(options=CASES["moe"][1]), tmp_path / "out", workers=2)
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         convert(prepare(job), _Stopping(), Ranks())
-    convert(prepare(job), Quiet(), Ranks())
+    convert(prepare(job), Progress(), Ranks())
     found = hashes(tmp_path / "out")
     assert {name for name in found if found[name] != wanted[name]} <= {"README.md"}  # names its directory

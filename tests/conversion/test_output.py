@@ -24,13 +24,13 @@ from g4convert.conversion.card import model_card
 from g4convert.conversion.identity import Model
 from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.result import Choice, ErrorRow, summarize
+from g4convert.conversion.result import ErrorRow, MethodChoice, summarize
 from g4convert.conversion.run import convert
 from g4convert.gemma4 import Architecture, Role
 from g4convert.planning.layout import lay_out
 from g4convert.planning.recipe_files import load
 from g4convert.planning.sizes import role_sizes
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.quantization import Method, TileStats
 
 
@@ -160,7 +160,7 @@ def test_names_cannot_forge_a_line_of_the_card() -> None:
     forged = "x\n---\nlicense: forged\x1b[2J"
     snapshot = Source.at(Path("/hub", f"models--o--{forged}", "snapshots", "0" * 40))
     assert snapshot.revision is None
-    summary = summarize(plan := planned(FAMILIES["26B-A4B"]), Choice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
+    summary = summarize(plan := planned(FAMILIES["26B-A4B"]), MethodChoice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
     recipe = replace(load(), name=forged)
     card = model_card(plan, Source(snapshot.path, forged), recipe, forged, summary, refused=())
     assert not [line for line in card.splitlines() if line.startswith("license") or "\x1b" in line]
@@ -170,7 +170,7 @@ def test_names_cannot_forge_a_line_of_the_card() -> None:
 def test_a_snapshot_of_the_hub_is_named_as_the_base_model(made: Path, moe: Path) -> None:
     source = Source(moe, "google/gemma-4-26B-A4B-it", "0" * 40)
     plan = planned(FAMILIES["26B-A4B"])
-    summary = summarize(plan, Choice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
+    summary = summarize(plan, MethodChoice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
     card = model_card(plan, source, load(), "out", summary, refused=())
     head = yaml.safe_load(card.split("---")[1])
     assert (head["base_model"], head["base_model_relation"]) == ("google/gemma-4-26B-A4B-it", "quantized")
@@ -179,7 +179,7 @@ def test_a_snapshot_of_the_hub_is_named_as_the_base_model(made: Path, moe: Path)
 
 def test_the_card_has_the_license_of_the_source(made: Path, tmp_path: Path) -> None:
     plan = planned(FAMILIES["26B-A4B"])
-    summary = summarize(plan, Choice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
+    summary = summarize(plan, MethodChoice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
 
     def head(readme: bytes) -> dict[str, object]:
         (tmp_path / "README.md").write_bytes(readme)
@@ -237,7 +237,7 @@ def test_summaries_do_not_depend_on_the_order_of_units() -> None:
     plan = planned(FAMILIES["31B"])
     results = {n: [[n % 7, 100, 10, 0.1 * n, 1.0 + n, n, n, 0, 0]] for n in range(20)}
     backwards = dict(sorted(results.items(), reverse=True))
-    choice = Choice(Method.MSE, "so")
+    choice = MethodChoice(Method.MSE, "so")
     assert summarize(plan, choice, 1, results) == summarize(plan, choice, 1, backwards)
     summary = summarize(plan, choice, 3, results)
     assert summary.total.stats.weights == 2000
@@ -301,6 +301,6 @@ def test_names_that_are_not_ascii_survive(moe: Path, tmp_path: Path) -> None:
     config = json.loads((source / "config.json").read_text()) | {"_comment": "Grüezi"}
     (source / "config.json").write_text(json.dumps(config, ensure_ascii=False))
     job = Job(Source.at(source), load(), tmp_path / "Ausgabe für alle", workers=1)
-    assert convert(prepare(job), Quiet(), Ranks())
+    assert convert(prepare(job), Progress(), Ranks())
     assert json.loads((job.output / "config.json").read_text())["_comment"] == "Grüezi"
     assert "Gemma-4 für Zürich" in (job.output / "README.md").read_text()

@@ -21,10 +21,10 @@ from g4convert.conversion.journal import Done, Journal, read_done
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
 from g4convert.errors import G4Error, InputError, Interrupted
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 
-class Stopping(Quiet):
+class Stopping(Progress):
     """Ctrl-C at the first unit."""
 
     def advance(self, *_: object) -> None:
@@ -209,7 +209,7 @@ def test_a_source_that_changed_with_size_and_time_kept_is_refused(stopped: Path,
     assert any(line.startswith("sample: ") for line in caught.value.offenders)
 
 
-class Changing(Quiet):
+class Changing(Progress):
     """Something that happens to a source at each unit."""
 
     def __init__(self, change: Callable[[Path], object], source: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_source_that_is_touched_during_the_run_costs_nothing(
     (then,) = re.findall(rf"^{shard.name}: touch -d (@[\d.]+), now", caught.value.offenders[0])
     subprocess.run([str(shutil.which("touch")), "-d", then, shard], check=True)
 
-    class Untouched(Quiet):
+    class Untouched(Progress):
         def advance(self, *_: object) -> None:
             raise AssertionError("a unit is done again")
 

@@ -21,7 +21,7 @@ from g4convert.conversion.job import prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
 from g4convert.errors import EnvironmentFault, G4Error, InputError, Interrupted, UsageError
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 
 @pytest.mark.parametrize("workers", [1, 8])
@@ -157,7 +157,7 @@ def unfinished(moe: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A source, and an output that was interrupted after some of its units."""
     source = shutil.copytree(moe, tmp_path / "source")
 
-    class Stopping(Quiet):
+    class Stopping(Progress):
         def advance(self, *_: object) -> None:
             raise KeyboardInterrupt
 
@@ -312,7 +312,7 @@ def test_an_output_that_cannot_get_its_name_is_continued(
         with pytest.raises(EnvironmentFault, match="cannot be renamed"):
             run(dense, tmp_path / "out")
 
-    class Untouched(Quiet):
+    class Untouched(Progress):
         def advance(self, *_: object) -> None:
             raise AssertionError("a unit is done again")
 

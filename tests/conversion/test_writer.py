@@ -25,7 +25,7 @@ from g4convert.conversion.writer import ShardWriter, copy_file, sync_directory, 
 from g4convert.errors import EnvironmentFault, InputError, Interrupted
 from g4convert.planning.layout import Layout, Shard
 from g4convert.planning.units import CopyTask, QuantizeTask, Unit
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.quantization import Method, Scheme, TileStats
 from g4convert.quantization.tiles import CpuTiles
 from g4convert.tensors import DType
@@ -317,7 +317,7 @@ def alike(_: int) -> tuple[Scheme, None]:
 
 @pytest.mark.parametrize("workers", [1, 3, 50])
 def test_workers_do_every_unit_once(workers: int, streams: Streams, tmp_path: Path) -> None:
-    results = run_units(units(20), streams, alike, [Doubling] * workers, Quiet())
+    results = run_units(units(20), streams, alike, [Doubling] * workers, Progress())
     assert results == {n: [[n, 8, 1, 0.0, 0.0, 0, 0, 0, 0]] for n in range(20)}
     assert {n: one.stats for n, one in read_done(tmp_path / "out", FINGERPRINT).items()} == results
     written = (tmp_path / "out" / "a").read_bytes()
@@ -327,10 +327,10 @@ def test_workers_do_every_unit_once(workers: int, streams: Streams, tmp_path: Pa
 
 
 def test_nothing_to_do_is_done(streams: Streams) -> None:
-    assert run_units({}, streams, alike, [Doubling], Quiet()) == {}
+    assert run_units({}, streams, alike, [Doubling], Progress()) == {}
 
 
-class Watching(Quiet):
+class Watching(Progress):
     """Counts what it is told."""
 
     def __init__(self) -> None:
@@ -354,7 +354,7 @@ def test_bytes_are_synced_before_they_are_journalled(streams: Streams, monkeypat
     monkeypatch.setattr(streams.writer, "sync", lambda files: (order.append("sync"), sync(files)))
     monkeypatch.setattr(streams.journal, "append", lambda records: (order.append("append"), append(records)))
     monkeypatch.setattr(stream, "_SYNC_SECONDS", 0.0)
-    run_units(units(20), streams, alike, [Doubling], Quiet())
+    run_units(units(20), streams, alike, [Doubling], Progress())
     assert order == ["sync", "append"] * (len(order) // 2)
 
 
@@ -376,7 +376,7 @@ def test_a_failing_worker_stops_the_others_and_keeps_what_is_done(
 ) -> None:
     monkeypatch.setattr(stream._Worker, "do", failing_at(7, error))  # noqa: SLF001 - as above
     with pytest.raises(type(error)):
-        run_units(units(20), streams, alike, [Doubling], Quiet())
+        run_units(units(20), streams, alike, [Doubling], Progress())
     assert read_done(tmp_path / "out", FINGERPRINT).keys() == set(range(7))
 
 
@@ -399,7 +399,7 @@ def test_the_first_index_is_named_though_a_later_tile_came_first(
         Journal(tmp_path / "journal.jsonl", FINGERPRINT) as journal,
         pytest.raises(InputError) as caught,
     ):
-        run_units({0: (task,)}, Streams(reader, shards, journal), alike, [CpuTiles], Quiet())
+        run_units({0: (task,)}, Streams(reader, shards, journal), alike, [CpuTiles], Progress())
     row, column = first or (195, 4)
     assert caught.value.message == f"linear.weight: [{row}, {column}] is NaN or infinite"
 
@@ -409,7 +409,7 @@ def test_a_worker_that_cannot_start_is_an_error(streams: Streams) -> None:
         raise OSError(errno.ENODEV, "no device")
 
     with pytest.raises(OSError, match="no device"):
-        run_units(units(5), streams, alike, [broken], Quiet())
+        run_units(units(5), streams, alike, [broken], Progress())
 
 
 def test_ctrl_c_keeps_what_is_done(streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,7 +419,7 @@ def test_ctrl_c_keeps_what_is_done(streams: Streams, tmp_path: Path, monkeypatch
         time.sleep(0.01)
         return do(self, unit)
 
-    class Interrupting(Quiet):
+    class Interrupting(Progress):
         def advance(self, *_: object) -> None:
             raise KeyboardInterrupt
 

@@ -37,10 +37,10 @@ from g4convert.gemma4.family import Family
 from g4convert.inspection.fix import fix
 from g4convert.planning.recipe_files import load as recipe_of
 from g4convert.planning.steps import make_plan
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Judged, Severity
 from g4convert.verification.engine.level import check_engine, counted
-from g4convert.verification.engine.prompts import Refused
+from g4convert.verification.engine.prompts import EngineRefusal
 from g4convert.verification.engine.vllm import Vllm, vllm
 from g4convert.verification.probes.suite import make_probes
 
@@ -77,7 +77,7 @@ def judged(checkpoint: Path, dtype: str) -> Judged:
     probes = [counted(probe) for probe in make_probes(model, checkpoint, tokens=1)]
     with served(checkpoint, dtype) as engine:
         return check_engine(
-            engine, model, probes, half=lambda: load(checkpoint, packed=False, dtype="bfloat16"), progress=Quiet()
+            engine, model, probes, half=lambda: load(checkpoint, packed=False, dtype="bfloat16"), progress=Progress()
         )
 
 
@@ -230,6 +230,6 @@ def test_a_tensor_without_a_place_is_refused(written: Written, tmp_path: Path) -
         held[f"{LAYER}.mlp.other_proj.weight"] = torch.ones(8, 8)
 
     bad = damaged(written("dense"), tmp_path / "bad", lambda directory: rewrite(directory, add))
-    with served(bad, "float32") as engine, pytest.raises(Refused, match="other_proj") as refused:
+    with served(bad, "float32") as engine, pytest.raises(EngineRefusal, match="other_proj") as refused:
         engine.start(64, 4)
     assert refused.value.place == "load"

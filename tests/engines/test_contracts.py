@@ -28,9 +28,9 @@ from transformers import AutoConfig
 
 from g4convert.demo import Family
 from g4convert.engines import CONTRACTS, VERSIONS, sglang, speller, transformers, vllm
-from g4convert.engines.faults import Fault, Problem, Stored, judge
+from g4convert.engines.faults import FaultKind, ModuleFault, Stored, judge
 from g4convert.engines.matching import Disagreement, Matching
-from g4convert.engines.module import LM_HEAD, Accepts, Kind, Module, renamed
+from g4convert.engines.module import LM_HEAD, Accepts, Module, ModuleKind, renamed
 from g4convert.errors import UsageError
 from g4convert.forward.models import model_class
 from g4convert.gemma4 import Architecture, expected_weights
@@ -115,7 +115,7 @@ def test_transformers_takes_the_group_that_compressed_tensors_takes(name: str) -
     reading = transformers.CONTRACT.read(architecture_of("31B"), ignore, targets)
     linear = torch.nn.Linear(1, 1)
     for module in transformers.CONTRACT.modules(architecture_of("31B")):
-        if module.kind is Kind.LINEAR:
+        if module.kind is ModuleKind.LINEAR:
             found = match_targets(module.name, linear, targets)
             assert reading.target(module, module.shards[0]) == (found[0] if found else None), module.name
 
@@ -171,7 +171,7 @@ def test_transformers_modules_and_matching_are_those_of_compressed_tensors(
     wanted = (torch.nn.Linear, torch.nn.Embedding)
     theirs = {name: module for name, module in model.named_modules() if isinstance(module, wanted)}
     contract = CONTRACTS["transformers"]
-    ours = {one.name: one for one in contract.modules(architecture) if one.kind is not Kind.EXPERTS}
+    ours = {one.name: one for one in contract.modules(architecture) if one.kind is not ModuleKind.EXPERTS}
     positions = {name for name in theirs if "position_embedding" in name}  # tables that are not stored as weights
     assert theirs.keys() - positions == ours.keys()
     for name, module in theirs.items():
@@ -213,7 +213,7 @@ def test_a_head_accepts_what_its_rule_says(label: str, family: str) -> None:
     contract = labelled(label)
     tied = architecture_of(family)
     for architecture in (tied, tied.untied()):
-        (head,) = (module for module in contract.modules(architecture) if module.kind is Kind.HEAD)
+        (head,) = (module for module in contract.modules(architecture) if module.kind is ModuleKind.HEAD)
         spelled = renamed(LM_HEAD, contract.names(architecture))
         rule = next(rule for rule in contract.rules(architecture) if re.fullmatch(rule.pattern, spelled))
         assert head.accepts is rule.accepts
@@ -225,7 +225,7 @@ def test_every_vllm_looks_packed_tables_up() -> None:
     """`compressed_tensors_embedding.py` of 0.23.0 and of 0.33.0 are the same file."""
     architecture = architecture_of("E2B").untied()
     for contract in (vllm.OLDEST, vllm.CONTRACT):
-        tables = [module for module in contract.modules(architecture) if module.kind is Kind.EMBEDDING]
+        tables = [module for module in contract.modules(architecture) if module.kind is ModuleKind.EMBEDDING]
         assert [module.accepts for module in tables] == [Accepts.EITHER] * 2
         assert {module.note.source for module in tables} == {"compressed_tensors_embedding.py"}
 
@@ -260,7 +260,7 @@ def test_names_of_shards_are_those_that_entries_are_tried_on(family: str) -> Non
             for shard in module.shards:
                 name = spell(shard)[engine]
                 expert = re.sub(r"\.experts\.\d+\.", ".experts.0.", name)
-                assert (expert if module.kind is Kind.EXPERTS else name) in reading.lookups(module)
+                assert (expert if module.kind is ModuleKind.EXPERTS else name) in reading.lookups(module)
     assert spell("model.unheard_of")["files"] == "model.unheard_of"
 
 
@@ -302,18 +302,18 @@ def test_what_a_recipe_writes_is_built_as_stored_by_every_version(family: str) -
         for contract in VERSIONS:
             reading = contract.read(plan.architecture, written["ignore"], targets)
             found = list(judge(contract, plan.architecture, reading, stored))
-            assert [one for one in found if one.fault is not Fault.REFUSED] == [], f"{recipe}, {contract.label}"
+            assert [one for one in found if one.fault is not FaultKind.REFUSED] == [], f"{recipe}, {contract.label}"
             refused = {one.module.kind for one in found} | {"drafter" for _ in found if plan.architecture.is_assistant}
-            neither = {Kind.EXPERTS, Kind.EMBEDDING}
+            neither = {ModuleKind.EXPERTS, ModuleKind.EMBEDDING}
             engine_refuses = {"sglang": neither, "transformers": neither, "vllm": set()}[contract.engine]
             if contract is vllm.OLDEST and plan.architecture.is_assistant:
-                engine_refuses = {Kind.LINEAR, "drafter"}
+                engine_refuses = {ModuleKind.LINEAR, "drafter"}
             assert refused <= engine_refuses
 
 
 def problems(
     engine: str, ignore: list[str], targets: tuple[str, ...] = ("Linear",), **changed: Stored | None
-) -> list[Problem]:
+) -> list[ModuleFault]:
     """Return the problems of an engine with the default 31B, some of its modules stored otherwise or not at all."""
     plan = dict(plans("31B"))["w4a16-g32"]
     stored = stored_by(plan)
@@ -337,13 +337,13 @@ def test_judge_has_nothing_to_say_about_a_good_output(engine: str) -> None:
 @pytest.mark.parametrize(
     ("engine", "ignore", "targets", "changed", "fault", "shard"),
     [
-        ("vllm", [*GOOD, "re:.*o_proj"], ("Linear",), {}, Fault.IGNORED, "self_attn.o_proj"),
-        ("vllm", GOOD, ("re:.*self_attn.*",), {}, Fault.UNTARGETED, "mlp.up_proj"),
-        ("vllm", GOOD, ("Linear",), {"mlp__up_proj": Stored.PLAIN}, Fault.TARGETED, "mlp.up_proj"),
-        ("vllm", GOOD, ("Linear",), {"mlp__up_proj": None}, Fault.MISSING, "mlp.up_proj"),
-        ("vllm", [*GOOD, "re:.*q_proj"], ("Linear",), {}, Fault.PARTS, "self_attn.q_proj"),
-        ("sglang", GOOD, ("re:.*self_attn.*",), {}, Fault.UNNAMED, "mlp.gate_proj"),
-        ("transformers", [*GOOD, "re:.*o_proj"], ("Linear",), {}, Fault.IGNORED, "self_attn.o_proj"),
+        ("vllm", [*GOOD, "re:.*o_proj"], ("Linear",), {}, FaultKind.IGNORED, "self_attn.o_proj"),
+        ("vllm", GOOD, ("re:.*self_attn.*",), {}, FaultKind.UNTARGETED, "mlp.up_proj"),
+        ("vllm", GOOD, ("Linear",), {"mlp__up_proj": Stored.PLAIN}, FaultKind.TARGETED, "mlp.up_proj"),
+        ("vllm", GOOD, ("Linear",), {"mlp__up_proj": None}, FaultKind.MISSING, "mlp.up_proj"),
+        ("vllm", [*GOOD, "re:.*q_proj"], ("Linear",), {}, FaultKind.PARTS, "self_attn.q_proj"),
+        ("sglang", GOOD, ("re:.*self_attn.*",), {}, FaultKind.UNNAMED, "mlp.gate_proj"),
+        ("transformers", [*GOOD, "re:.*o_proj"], ("Linear",), {}, FaultKind.IGNORED, "self_attn.o_proj"),
     ],
 )
 def test_judge_names_the_fault_and_the_module(  # noqa: PLR0913, PLR0917 -- the columns of the table
@@ -351,7 +351,7 @@ def test_judge_names_the_fault_and_the_module(  # noqa: PLR0913, PLR0917 -- the 
     ignore: list[str],
     targets: tuple[str, ...],
     changed: dict[str, Stored | None],
-    fault: Fault,
+    fault: FaultKind,
     shard: str,
 ) -> None:
     found = problems(engine, ignore, targets, **changed)
@@ -362,7 +362,7 @@ def test_judge_says_why_an_engine_takes_plain_weights_only() -> None:
     plan = next(plan for recipe, plan in plans("26B-A4B") if recipe == "w4a16-g32")
     reading = sglang.CONTRACT.read(plan.architecture, section(plan)["ignore"])
     found = list(judge(sglang.CONTRACT, plan.architecture, reading, stored_by(plan)))
-    assert {one.fault for one in found} == {Fault.REFUSED}
+    assert {one.fault for one in found} == {FaultKind.REFUSED}
     assert all("SiLU" in str(one.detail) for one in found)
 
 

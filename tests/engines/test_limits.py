@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from g4convert.engines.limits import (
+    Kernel,
+    NoKernel,
     Packing,
-    Part,
-    Refused,
-    Taken,
+    Partition,
     sglang_linear,
     vllm_cpu_experts,
     vllm_cpu_linear,
@@ -24,32 +24,32 @@ GROUPS = st.sampled_from([None, 16, 32, 64, 128, 256])
 @given(SIZES, SIZES, GROUPS, st.sampled_from([1, 2, 4]))
 def test_whole_groups_on_every_gpu_or_no_kernel(n: int, k: int, g: int | None, tp: int) -> None:
     for kernel in (vllm_linear, sglang_linear, vllm_cpu_linear):
-        found = kernel(Part(n, k, k * tp), Packing(4, g))
+        found = kernel(Partition(n, k, k * tp), Packing(4, g))
         if g is not None and k % g:
-            assert isinstance(found, Refused)
+            assert isinstance(found, NoKernel)
             assert str(g) in str(found.reason)
 
 
 @given(SIZES, SIZES, st.sampled_from([None, 32, 64, 128]))
 def test_marlin_pads_in_vllm_what_has_no_tile_in_sglang(n: int, k: int, g: int | None) -> None:
     fits = (n % 64 == 0 and k % 128 == 0) or (n % 128 == 0 and k % 64 == 0)
-    part, packing = Part(n, k, k), Packing(4, g)
+    part, packing = Partition(n, k, k), Packing(4, g)
     theirs, ours = sglang_linear(part, packing), vllm_linear(part, packing)
     if g is not None and k % g:
-        assert isinstance(theirs, Refused)
-        assert isinstance(ours, Refused)
+        assert isinstance(theirs, NoKernel)
+        assert isinstance(ours, NoKernel)
         return
-    assert isinstance(ours, Taken)
-    assert isinstance(theirs, Taken) is fits is (ours.padded == "")
+    assert isinstance(ours, Kernel)
+    assert isinstance(theirs, Kernel) is fits is (ours.padded == "")
 
 
 @given(st.integers(1, 64).map(lambda number: number * 32), st.sampled_from([32, 64, 128, None]))
 def test_experts_are_padded_to_the_next_tile(i: int, g: int | None) -> None:
     found = vllm_experts(2816, i, i, Packing(4, g))
     if g is not None and i % g:
-        assert isinstance(found, Refused)
+        assert isinstance(found, NoKernel)
         return
-    assert isinstance(found, Taken)
+    assert isinstance(found, Kernel)
     wide = int(found.padded.rpartition(" ")[2]) if found.padded else i
     assert wide >= i
     assert wide % lcm(64, g or 1) == 0
@@ -57,11 +57,11 @@ def test_experts_are_padded_to_the_next_tile(i: int, g: int | None) -> None:
 
 
 def test_experts_without_marlin() -> None:
-    assert vllm_experts(2816 + 32, 704, 704, Packing(4, 32)) == Taken(
+    assert vllm_experts(2816 + 32, 704, 704, Packing(4, 32)) == Kernel(
         "Triton", slow="Marlin takes no hidden size of 2848"
     )
-    assert isinstance(vllm_experts(2816 + 32, 704, 704, Packing(4, None)), Refused)
-    assert isinstance(vllm_cpu_experts(Packing(8, 64)), Refused)
-    assert isinstance(vllm_cpu_experts(Packing(4, 64)), Taken)
-    assert isinstance(vllm_cpu_linear(Part(48, 64, 64), Packing(4, 32)), Refused)
-    assert isinstance(vllm_cpu_linear(Part(64, 64, 64), Packing(8, 32)), Refused)
+    assert isinstance(vllm_experts(2816 + 32, 704, 704, Packing(4, None)), NoKernel)
+    assert isinstance(vllm_cpu_experts(Packing(8, 64)), NoKernel)
+    assert isinstance(vllm_cpu_experts(Packing(4, 64)), Kernel)
+    assert isinstance(vllm_cpu_linear(Partition(48, 64, 64), Packing(4, 32)), NoKernel)
+    assert isinstance(vllm_cpu_linear(Partition(64, 64, 64), Packing(8, 32)), NoKernel)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from helpers.grids import few
 from helpers.headers import planned
-from helpers.judged import CAVEAT, DENSE_PARTS, EXPERTS, MOE, NO, YES, thin, verdict, weights_of, with_remedies
+from helpers.judged import CAVEAT, DENSE_PARTS, EXPERTS, MOE, NO, YES, thin, verdict, verdicts_with_remedies, weights_of
 from helpers.released_configs import RELEASED, assistant, released, small
 
 from g4convert.engines import CONTRACTS
@@ -15,7 +15,7 @@ from g4convert.engines.limits import (
 )
 from g4convert.engines.remarks import Topic
 from g4convert.engines.verdicts import BASIS, Loads, verdicts
-from g4convert.planning.recipe import Engine
+from g4convert.planning.recipe import EngineName
 from g4convert.planning.sizes import role_sizes
 from g4convert.planning.weights import planned_weights
 
@@ -104,7 +104,9 @@ def test_the_size_that_is_told_is_that_of_the_files(size: str) -> None:
 def test_a_router_that_others_packed_is_left_in_bf16(engine: str) -> None:
     weights = planned_weights(planned(small(MOE), pack=["attention"]))
     router = "model.language_model.layers.0.router.proj"
-    (found,) = with_remedies(replace(weights, packed={**weights.packed, router: Packing(4, 32)}), [engine], [1])
+    (found,) = verdicts_with_remedies(
+        replace(weights, packed={**weights.packed, router: Packing(4, 32)}), [engine], [1]
+    )
     assert [one.text.partition(" (")[0] for one in found.remedies] == ["`--pack attention` to leave router in bf16"]
 
 
@@ -220,7 +222,7 @@ def test_one_expert_speaks_for_all_that_are_stored_alike() -> None:
 
 
 def test_recipes_know_the_engines_that_there_are() -> None:
-    assert {engine.value for engine in Engine} == set(CONTRACTS)
+    assert {engine.value for engine in EngineName} == set(CONTRACTS)
 
 
 def test_the_json_says_where_the_rules_come_from() -> None:

@@ -8,15 +8,15 @@ from io import StringIO
 import pytest
 from helpers.grids import every
 from helpers.headers import planned
-from helpers.judged import CAVEAT, DENSE_PARTS, EXPERTS, MOE, NO, thin, verdict, weights_of, with_remedies
+from helpers.judged import CAVEAT, DENSE_PARTS, EXPERTS, MOE, NO, thin, verdict, verdicts_with_remedies, weights_of
 from helpers.released_configs import released
 from rich.console import Console
 
 from g4convert.cli import show_engines
 from g4convert.engines import CONTRACTS
-from g4convert.engines.advice import refuse
+from g4convert.engines.advice import raise_if_refused
 from g4convert.engines.reason import Reason
-from g4convert.engines.remarks import Remark, Topic, Way
+from g4convert.engines.remarks import Remark, Remedy, Topic
 from g4convert.engines.remedies import NO_CHOICE
 from g4convert.engines.verdicts import BASIS, TENSOR_PARALLEL, Verdict, verdicts
 from g4convert.engines.weights import Weights
@@ -53,7 +53,7 @@ NO_EXPERTS = "`--pack attention --pack mlp` to leave experts in bf16 (about 49.2
 )
 def test_a_refusal_comes_with_remedies(options: dict[str, object], place: str, ways: tuple[str, ...]) -> None:
     engine, tp = place.split()
-    (found,) = with_remedies(weights_of(MOE, options), [engine], [int(tp)])
+    (found,) = verdicts_with_remedies(weights_of(MOE, options), [engine], [int(tp)])
     assert tuple(map(str, found.remedies)) == ways
     assert all(one.remedy == ", or ".join(ways) for one in found.problems)
 
@@ -75,7 +75,7 @@ def counts_of(way: str) -> set[int]:
 @pytest.mark.parametrize("options", [{}, {"group_size": 64}, DENSE_PARTS], ids=str)
 def test_what_a_remedy_says_is_true(engine: str, options: dict[str, object]) -> None:
     """The options make a plan that loads, on the numbers of GPUs that are named and on no others."""
-    refused = [one for one in with_remedies(thin(MOE, options), [engine]) if one.loads is NO]
+    refused = [one for one in verdicts_with_remedies(thin(MOE, options), [engine]) if one.loads is NO]
     assert refused
     for one in refused:
         for way in one.remedies:
@@ -101,7 +101,7 @@ def test_no_smaller_choice_of_roles_would_load() -> None:
 
 
 def held(weights: Weights, engines: list[str], tps: list[int]) -> None:
-    refuse(weights, verdicts(weights, tps=tps), engines, tps)
+    raise_if_refused(weights, verdicts(weights, tps=tps), engines, tps)
 
 
 def test_the_gate_asks_for_named_engines_and_sizes_only() -> None:
@@ -144,12 +144,12 @@ def test_the_hint_of_the_gate_passes_it(engines: list[str], tps: list[int], hint
 def test_a_recipe_that_names_engines_holds_its_plan() -> None:
     plan = planned(released(MOE), engines=["vllm"])
     outlook = Outlook.of(plan, [1, 2, 4])
-    outlook.hold(plan.recipe, [1, 2])
+    outlook.require_engines(plan.recipe, [1, 2])
     with pytest.raises(GateError):
-        outlook.hold(plan.recipe, [4])
+        outlook.require_engines(plan.recipe, [4])
     with pytest.raises(GateError):
-        outlook.hold(planned(released(MOE), engines=["vllm", "sglang"]).recipe, [1])
-    outlook.hold(planned(released(MOE)).recipe, [4])  # none is named
+        outlook.require_engines(planned(released(MOE), engines=["vllm", "sglang"]).recipe, [1])
+    outlook.require_engines(planned(released(MOE)).recipe, [4])  # none is named
 
 
 # the table
@@ -162,17 +162,17 @@ def told(found: Iterable[Verdict], **how: str) -> str:
 
 
 def test_the_table_tells_advice_from_rows() -> None:
-    text = told(with_remedies(weights_of(MOE, DENSE_PARTS), [*CONTRACTS]))
+    text = told(verdicts_with_remedies(weights_of(MOE, DENSE_PARTS), [*CONTRACTS]))
     rows, _, advice = text.partition("\n\n`quantize` with these options packs less, and more engines or GPUs load it")
     (way,) = advice.splitlines()[1:]  # its rows have the numbers of GPUs
     loads = "transformers, vLLM (1, 2, 4 or 8 GPUs), SGLang (1, 2, 4 or 8 GPUs)"
     assert way == f"  --pack attention  mlp in bf16, output about 50.0 GB; loads in {loads}"
     assert rows.splitlines()[-1].strip() == BASIS
-    assert "other engines load it" not in told(with_remedies(thin("31B", {}), [*CONTRACTS], [1]))
+    assert "other engines load it" not in told(verdicts_with_remedies(thin("31B", {}), [*CONTRACTS], [1]))
 
 
 def test_the_options_for_most_engines_come_first_and_in_full() -> None:
-    found = with_remedies(thin(MOE, {}), [*CONTRACTS])
+    found = verdicts_with_remedies(thin(MOE, {}), [*CONTRACTS])
     lines = (
         told(found, command="g4convert quantize gemma -o out")
         .partition("and more engines or GPUs load it")[2]
@@ -184,7 +184,7 @@ def test_the_options_for_most_engines_come_first_and_in_full() -> None:
 
 
 def test_a_size_without_a_way_leaves_the_ways_of_others() -> None:
-    found = with_remedies(thin(MOE, {}), ["sglang"], [1, 64])
+    found = verdicts_with_remedies(thin(MOE, {}), ["sglang"], [1, 64])
     assert found[1].remedies == (NO_CHOICE,)
     assert NO_CHOICE.text not in told(found)
     assert NO_CHOICE.text in told(found[1:])
@@ -192,9 +192,9 @@ def test_a_size_without_a_way_leaves_the_ways_of_others() -> None:
 
 def test_a_way_that_writes_all_anew_is_the_only_one() -> None:
     """A change of the config alone does not make it load."""
-    mends = Remark(Topic.STORED, "config", Reason("wrong"), (Way("mend it"),))
-    assert replace(Verdict("vllm", "vLLM", 1), problems=(mends,)).ways == (Way("mend it"),)
-    (refused,) = with_remedies(thin(MOE, {}), ["sglang"], [1])
+    mends = Remark(Topic.STORED, "config", Reason("wrong"), (Remedy("mend it"),))
+    assert replace(Verdict("vllm", "vLLM", 1), problems=(mends,)).ways == (Remedy("mend it"),)
+    (refused,) = verdicts_with_remedies(thin(MOE, {}), ["sglang"], [1])
     assert refused.remedies
     assert replace(refused, problems=(*refused.problems, mends)).ways == refused.remedies
 

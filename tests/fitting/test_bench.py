@@ -15,7 +15,7 @@ from helpers.conversions import quantized
 from helpers.grids import every
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.conversion.result import Choice
+from g4convert.conversion.result import MethodChoice
 from g4convert.engines.limits import Packing
 from g4convert.errors import InputError
 from g4convert.fitting import divergence
@@ -60,7 +60,7 @@ def made(request: pytest.FixtureRequest, checkpoints: Checkpoints) -> Iterator[M
     ids = np.random.default_rng(0).integers(3, vocabulary, (2, 12), np.int32)
     with ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch:
         patch.setattr(divergence, "_LIKELIEST", vocabulary)  # nothing is drawn: losses are exact
-        rounder = Rounder(Choice(Method.MSE, ""), plan.inventory.architecture, pool)
+        rounder = Rounder(MethodChoice(Method.MSE, ""), plan.inventory.architecture, pool)
         yield Made(source, Problem.of(plan, CHOICES), Bench.of(model, ids, rounder))
 
 

@@ -7,17 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from g4convert.fitting import frontier
-from g4convert.fitting.frontier import Frontier, Item, Option
+from g4convert.fitting.frontier import Decision, Frontier, Option
 
 OPTIONS = st.lists(
     st.builds(Option, st.integers(0, 60).map(lambda n: 7 * n), st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.5])),
     min_size=1,
     max_size=4,
 )
-ITEMS = st.lists(st.builds(Item, st.just("item"), OPTIONS.map(tuple)), min_size=1, max_size=4)
+ITEMS = st.lists(st.builds(Decision, st.just("item"), OPTIONS.map(tuple)), min_size=1, max_size=4)
 
 
-def every(items: list[Item]) -> list[tuple[int, float]]:
+def every(items: list[Decision]) -> list[tuple[int, float]]:
     """Bytes and loss of every choice."""
     return [
         (sum(option.nbytes for option in options), sum(option.loss for option in options))
@@ -26,7 +26,7 @@ def every(items: list[Item]) -> list[tuple[int, float]]:
 
 
 @given(ITEMS, st.floats(0, 1))
-def test_a_choice_is_the_best_of_all_that_fit(items: list[Item], share: float) -> None:
+def test_a_choice_is_the_best_of_all_that_fit(items: list[Decision], share: float) -> None:
     found, choices = Frontier.of(items), every(items)
     budget = int(found.smallest + share * (sum(item.most for item in items) - found.smallest))
     choice = found.within(budget)
@@ -36,7 +36,7 @@ def test_a_choice_is_the_best_of_all_that_fit(items: list[Item], share: float) -
 
 
 @given(ITEMS)
-def test_corners_are_all_choices_that_no_other_beats(items: list[Item]) -> None:
+def test_corners_are_all_choices_that_no_other_beats(items: list[Decision]) -> None:
     found, choices = Frontier.of(items), every(items)
     corners = [(found.nbytes(one), found.loss(one)) for one in map(found.corner, range(len(found.corners)))]
     unbeaten = {
@@ -48,7 +48,7 @@ def test_corners_are_all_choices_that_no_other_beats(items: list[Item]) -> None:
 
 
 @given(ITEMS, st.floats(0, 1))
-def test_a_larger_step_stays_within_the_budget_and_near_the_best(items: list[Item], share: float) -> None:
+def test_a_larger_step_stays_within_the_budget_and_near_the_best(items: list[Decision], share: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frontier, "_MOST", 16)
         found = Frontier.of(items)
@@ -60,6 +60,6 @@ def test_a_larger_step_stays_within_the_budget_and_near_the_best(items: list[Ite
 
 
 def test_less_than_the_smallest_is_refused() -> None:
-    found = Frontier.of([Item("one", (Option(10, 1.0), Option(20, 0.0)))])
+    found = Frontier.of([Decision("one", (Option(10, 1.0), Option(20, 0.0)))])
     with pytest.raises(ValueError, match="less than the 10"):
         found.within(9)

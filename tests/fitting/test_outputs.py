@@ -17,13 +17,13 @@ from g4convert.calibration.record import record
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.calibration_file import CalibrationFile
-from g4convert.conversion.result import Choice
+from g4convert.conversion.result import MethodChoice
 from g4convert.conversion.statistics import Statistics
 from g4convert.devices import is_roomy
 from g4convert.errors import EnvironmentFault, G4Error, InputError, UsageError
 from g4convert.fitting import measures, outputs
 from g4convert.fitting.choices import parse_choices
-from g4convert.fitting.outputs import Outputs
+from g4convert.fitting.outputs import OutputErrors
 from g4convert.fitting.problem import Problem
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.writing import recipe_values
@@ -90,8 +90,8 @@ def test_the_error_is_that_of_the_written_weights(
     monkeypatch.setattr(Rounder, "rounded", counted)
     monkeypatch.setattr(outputs, "_ROWS", 48)
     with ThreadPoolExecutor(1) as pool:
-        rounder = Rounder(Choice(Method.MSE, ""), architecture, pool, statistics=statistics)
-        measured = Outputs(checkpoint, rounder, IDS, {})
+        rounder = Rounder(MethodChoice(Method.MSE, ""), architecture, pool, statistics=statistics)
+        measured = OutputErrors(checkpoint, rounder, IDS, {})
         for part in problem.free:
             found = float(measured.losses([(part, chosen[part.name])]).mean())
             errors = squares = 0.0

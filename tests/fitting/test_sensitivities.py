@@ -15,8 +15,8 @@ from g4convert.calibration.tokens import Tokens
 from g4convert.conversion.identity import Model
 from g4convert.errors import EnvironmentFault, InputError, UsageError
 from g4convert.fitting.choices import parse_choices
-from g4convert.fitting.sensitivities import Basis, Sensitivities, Unit, measure
-from g4convert.progress import Quiet
+from g4convert.fitting.sensitivities import Basis, LossUnit, Sensitivities, measure
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMS = parse_choices(["4:32", "8:channel"])
 PROBLEM: Any = SimpleNamespace(free=[SimpleNamespace(name=name, forms=FORMS) for name in ("a", "b")])
-BASIS = Basis(Unit.KL, Model({}, "", "", ""), "", 1, 1, "mse", signed=False, statistics="", dtype="float32")
+BASIS = Basis(LossUnit.KL, Model({}, "", "", ""), "", 1, 1, "mse", signed=False, statistics="", dtype="float32")
 
 
 def losses(path: Path) -> dict[str, int]:
@@ -42,7 +42,7 @@ def measured(path: Path, first: Callable[[], None], known: Sensitivities | None 
         return np.ones(2)
 
     known = known or Sensitivities.at(path, BASIS)
-    measure(PROBLEM, SimpleNamespace(losses=one), known, path, Quiet(), lambda: None)
+    measure(PROBLEM, SimpleNamespace(losses=one), known, path, Progress(), lambda: None)
 
 
 def test_two_runs_do_not_measure_into_one_file(tmp_path: Path) -> None:

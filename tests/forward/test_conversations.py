@@ -17,7 +17,7 @@ from g4convert.forward.generation import Speaker
 from g4convert.forward.load import load
 from g4convert.forward.models import read_config
 from g4convert.gemma4.family import Family
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.verification.probes.suite import make_probes
 
 if TYPE_CHECKING:
@@ -68,5 +68,5 @@ def test_rows_and_answers(base: tuple[Path, Frame, list[int]], model: Model) -> 
     found = sample(texts, frame, samples=4, length=32, seed=0, tokenizer="")
     assert found.tokens.ids.shape == (4, 32)
     assert (found.tokens.ids == BOS).sum() == 4 * len(begins)
-    continued = answered(model, frame, texts[:2], enough=8, seed=0, progress=Quiet())
+    continued = answered(model, frame, texts[:2], enough=8, seed=0, progress=Progress())
     assert all(one.ids[:2] == tuple(frame.encode(f"{n} little words"))[:2] for n, one in enumerate(continued))

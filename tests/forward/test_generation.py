@@ -346,7 +346,7 @@ def test_a_gpu_is_tuned_and_says_the_same(
 
 
 class MadeUp:
-    """Stand-in for `Bench`: a longer step is faster."""
+    """Stand-in for `LayerBench`: a longer step is faster."""
 
     def __init__(self, shapes: object, device: torch.device) -> None:
         assert shapes

@@ -14,7 +14,7 @@ from helpers.prompts import output_of, prompts, whole
 
 from g4convert import devices
 from g4convert.demo import Family
-from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
+from g4convert.forward.candidate import ModelCandidate, ProbeOutputs, run_all
 from g4convert.forward.load import DTypeName, load
 from g4convert.forward.models import Model, cache_name
 from g4convert.forward.probe import Probe
@@ -67,7 +67,7 @@ def forward(model: Model, probe: Probe) -> torch.Tensor:
     return output
 
 
-def equal(one: Outputs, other: Outputs) -> bool:
+def equal(one: ProbeOutputs, other: ProbeOutputs) -> bool:
     """Return True if logits and everything inside are the same bits."""
     pairs = [(one.logits, other.logits)]
     if one.raw_logits is not None and other.raw_logits is not None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from g4convert.forward.models import model_class, quiet_transformers
-from g4convert.inspection.engines import Asked, Checked, check
+from g4convert.inspection.engines import Checked, CheckRequest, check
 from g4convert.report import Severity
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def loads(found: Checked) -> Mapping[str, Loads]:
 
 
 def checked(directory: Path) -> Checked:
-    return check(Asked(directory, tps=(1,)))
+    return check(CheckRequest(directory, tps=(1,)))
 
 
 def codes(found: Checked) -> set[str]:

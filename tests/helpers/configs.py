@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from g4convert.inspection.engines import Asked, Checked, check
+from g4convert.inspection.engines import Checked, CheckRequest, check
 from g4convert.inspection.fix import Fixed, fix
 from g4convert.tensors import TensorInfo
 from helpers import sparse
@@ -65,7 +65,7 @@ def state(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 def judged(directory: Path, *engines: str, tps: tuple[int, ...] = ()) -> Checked:
-    return check(Asked.of(directory, engines, tps))
+    return check(CheckRequest.of(directory, engines, tps))
 
 
 def fixed(directory: Path) -> Fixed:

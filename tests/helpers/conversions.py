@@ -13,13 +13,13 @@ from g4convert.conversion.result import Summary
 from g4convert.conversion.run import convert
 from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.recipe_files import load
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 
 def quantized(source: Path, output: Path, recipe: str = DEFAULT, **options: object) -> Summary:
     """Convert a checkpoint with one worker."""
     job = Job(Source.at(source), load(recipe, options), output, workers=1)
-    summary = convert(prepare(job), Quiet(), Ranks())
+    summary = convert(prepare(job), Progress(), Ranks())
     assert summary is not None
     return summary
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from g4convert.engines import VERSIONS
 from g4convert.engines.contract import OnUnknown
 from g4convert.engines.matching import Disagreement
-from g4convert.engines.module import Accepts, Kind
+from g4convert.engines.module import Accepts, ModuleKind
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Architecture
 from g4convert.planning.recipe import DEFAULT
@@ -405,9 +405,9 @@ class Contracted:
         reading = self.contract.read(case.architecture, case.ignore, case.places)
         rows = []
         for module in self.contract.modules(case.architecture):
-            if module.kind in {Kind.EMBEDDING, Kind.HEAD} and not module.configured:
+            if module.kind in {ModuleKind.EMBEDDING, ModuleKind.HEAD} and not module.configured:
                 continue
-            if module.kind is Kind.HEAD and not module.shards and self.contract.engine == "sglang":
+            if module.kind is ModuleKind.HEAD and not module.shards and self.contract.engine == "sglang":
                 continue  # built with pipeline parallelism only
             found = reading.packs(module)
             form = "stops" if isinstance(found, Disagreement) else "packed" if found else "plain"
@@ -427,7 +427,11 @@ class Contracted:
             shard, _, part = name.rpartition(".")
             if shard in left:
                 found[name] = "refused" if left[shard] else "dropped"
-            elif part != "weight" and modules[shard].accepts is Accepts.PLAIN and modules[shard].kind is Kind.LINEAR:
+            elif (
+                part != "weight"
+                and modules[shard].accepts is Accepts.PLAIN
+                and modules[shard].kind is ModuleKind.LINEAR
+            ):
                 found[name] = "dropped"
             elif (reading.packs(modules[shard]) is True) == (part != "weight"):
                 found[name] = modules[shard].path

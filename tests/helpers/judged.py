@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from functools import cache
 
-from g4convert.engines.advice import advised
+from g4convert.engines.advice import with_remedies
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
 from g4convert.engines.weights import Weights
 from g4convert.planning.weights import planned_weights
@@ -44,5 +44,7 @@ def verdict(weights: Weights, engine: str, tp: int) -> Verdict:
     return found
 
 
-def with_remedies(weights: Weights, engines: list[str], tps: Iterable[int] = TENSOR_PARALLEL) -> tuple[Verdict, ...]:
-    return advised(weights, verdicts(weights, engines, tps))
+def verdicts_with_remedies(
+    weights: Weights, engines: list[str], tps: Iterable[int] = TENSOR_PARALLEL
+) -> tuple[Verdict, ...]:
+    return with_remedies(weights, verdicts(weights, engines, tps))

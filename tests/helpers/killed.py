@@ -62,7 +62,7 @@ def _run(place: Place, source: Path, output: Path, ids: Path, log: Path) -> None
     from g4convert.conversion.ranks import Ranks  # noqa: PLC0415
     from g4convert.conversion.run import convert  # noqa: PLC0415
     from g4convert.planning.recipe_files import load  # noqa: PLC0415
-    from g4convert.progress import Quiet  # noqa: PLC0415
+    from g4convert.progress import Progress  # noqa: PLC0415
 
     os.fsync = os.fdatasync = lambda _: None  # as in all tests: no power is cut
     for word, function in _WATCHED.items():
@@ -70,7 +70,7 @@ def _run(place: Place, source: Path, output: Path, ids: Path, log: Path) -> None
     _put(place.function, lambda real: _dying(real, place))
     distill._KEPT = 1  # noqa: SLF001 -- a test's
     conversion = prepare(Job(Source.at(source), load("w4a16-g32-best"), output, workers=2, calibration=ids))
-    convert(conversion, Quiet(), Ranks(), LayerByLayer.of(conversion, ids))
+    convert(conversion, Progress(), Ranks(), LayerByLayer.of(conversion, ids))
 
 
 def _put(function: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

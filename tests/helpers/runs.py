@@ -9,7 +9,7 @@ from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
 from g4convert.planning.recipe_files import load
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 
 def hashes(directory: Path) -> Mapping[str, str]:
@@ -28,5 +28,5 @@ def job(source: Path, output: Path, *, overwrite: bool = False, workers: int = 2
 def run(
     source: Path, output: Path, *, overwrite: bool = False, workers: int = 2, **options: object
 ) -> Mapping[str, str]:
-    convert(prepare(job(source, output, overwrite=overwrite, workers=workers, **options)), Quiet(), Ranks())
+    convert(prepare(job(source, output, overwrite=overwrite, workers=workers, **options)), Progress(), Ranks())
     return hashes(output)

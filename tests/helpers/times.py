@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from g4convert.forward.triton.autotune import Card, Choice, search
+from g4convert.forward.triton.autotune import Gpu, TileChoice, search
 from g4convert.forward.triton.tiles import Shape, Tile
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 __all__ = ["tuned"]
 
 
 class Given:
-    """Stand-in for `bench.Bench`: nothing is compiled, and times are those of a function."""
+    """Stand-in for `bench.LayerBench`: nothing is compiled, and times are those of a function."""
 
     def __init__(self, time: Callable[[Shape, Tile], float]) -> None:
         self._time = time
@@ -31,7 +31,7 @@ def tuned(
     time: Callable[[Shape, Tile], float],
     *,
     card: str = "a card",
-    progress: Quiet | None = None,
-) -> dict[Shape, Choice]:
+    progress: Progress | None = None,
+) -> dict[Shape, TileChoice]:
     """Search on a Hopper whose products take the given times."""
-    return search(shapes, path, Card(card, 90), lambda _: Given(time), progress=progress)
+    return search(shapes, path, Gpu(card, 90), lambda _: Given(time), progress=progress)

@@ -15,7 +15,7 @@ from helpers.released_configs import assistant, stored
 from g4convert.engines.verdicts import Loads
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Architecture
-from g4convert.inspection.engines import Asked, Checked, check
+from g4convert.inspection.engines import Checked, CheckRequest, check
 from g4convert.inspection.fix import fix
 from g4convert.report import Severity
 
@@ -36,7 +36,7 @@ def drafter(directory: Path, change: Callable[[Config], object] = lambda _: None
 
 
 def paired(one: Path, target: Path) -> Checked:
-    return check(Asked.of(one, ["vllm"], (), target))
+    return check(CheckRequest.of(one, ["vllm"], (), target))
 
 
 def test_a_drafter_fits_its_target(tmp_path: Path, good: Callable[[str], Path]) -> None:

@@ -17,7 +17,7 @@ from helpers.released_configs import stored
 from g4convert.engines.verdicts import Loads, Verdict, verdicts
 from g4convert.errors import InputError, UsageError
 from g4convert.gemma4 import Architecture
-from g4convert.inspection.engines import Asked
+from g4convert.inspection.engines import CheckRequest
 from g4convert.inspection.fix import fix
 from g4convert.planning.weights import planned_weights
 from g4convert.report import Severity
@@ -98,7 +98,7 @@ def test_no_directory_no_engine(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         judged(tmp_path / "none")
     with pytest.raises(UsageError, match="transformers, vllm, sglang"):
-        Asked.of(tmp_path, ["llama.cpp"])
+        CheckRequest.of(tmp_path, ["llama.cpp"])
 
 
 @pytest.mark.wide

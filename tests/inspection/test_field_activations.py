@@ -15,7 +15,7 @@ from helpers.rewriting import rewritten
 from g4convert.engines.verdicts import Loads
 from g4convert.errors import GateError
 from g4convert.forward.models import model_class, quiet_transformers
-from g4convert.inspection.engines import Asked, Checked, check
+from g4convert.inspection.engines import Checked, CheckRequest, check
 from g4convert.inspection.fix import fix
 from g4convert.report import Severity
 
@@ -46,7 +46,11 @@ def with_inputs(packed: Path, out: Path, inputs: object, **more: object) -> Path
 
 
 def checked(directory: Path, *engines: str) -> Checked:
-    return check(Asked(directory, engines=engines, tps=(1,))) if engines else check(Asked(directory, tps=(1,)))
+    return (
+        check(CheckRequest(directory, engines=engines, tps=(1,)))
+        if engines
+        else check(CheckRequest(directory, tps=(1,)))
+    )
 
 
 def loads(found: Checked) -> Mapping[str, bool]:

@@ -13,7 +13,7 @@ from helpers.conversions import quantized
 from helpers.rewriting import rewritten
 
 from g4convert.engines.verdicts import Loads
-from g4convert.inspection.engines import Asked, check
+from g4convert.inspection.engines import CheckRequest, check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def loads(directory: Path) -> Mapping[str, bool]:
-    found = check(Asked(directory, tps=(1,)))
+    found = check(CheckRequest(directory, tps=(1,)))
     return {one.engine: one.loads is not Loads.NO for one in found.verdicts}
 
 

@@ -10,7 +10,7 @@ from helpers.rewriting import Tensors, rewritten
 
 from g4convert.engines.verdicts import Loads
 from g4convert.forward.models import model_class, quiet_transformers
-from g4convert.inspection.engines import Asked, check
+from g4convert.inspection.engines import CheckRequest, check
 from g4convert.report import Severity
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def stored(packed: Path, out: Path, change: Callable[[torch.Tensor], torch.Tenso
 
 def test_verdicts_follow_the_loaders(case: str, packed: Packed, tmp_path: Path) -> None:
     change, copied = ENGINES[case]
-    found = check(Asked(stored(packed("dense"), tmp_path / "out", change), tps=(1,)))
+    found = check(CheckRequest(stored(packed("dense"), tmp_path / "out", change), tps=(1,)))
     loads = {one.engine: one.loads is not Loads.NO for one in found.verdicts}
     assert loads == {"transformers": False, "vllm": copied, "sglang": copied}
     remedies = {one.remedy for one in found.report.of(Severity.FAIL) if one.code == "static.packed"}
@@ -67,4 +67,4 @@ def test_transformers_does_not_unpack_them(packed: Packed, tmp_path: Path) -> No
 def test_the_remedy_works(packed: Packed, tmp_path: Path) -> None:
     out = stored(packed("dense"), tmp_path / "out", lambda words: words.long())
     mended = stored(out, tmp_path / "mended", lambda words: words.int())
-    assert {one.loads for one in check(Asked(mended, tps=(1,))).verdicts} == {Loads.YES}
+    assert {one.loads for one in check(CheckRequest(mended, tps=(1,))).verdicts} == {Loads.YES}

@@ -48,7 +48,9 @@ WEIGHT_KEYS: dict[str, list[object]] = {
 
 
 def test_dtypes_are_those_of_torch() -> None:
-    assert {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)} == _DTYPES
+    found = {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
+    assert found <= _DTYPES
+    assert _DTYPES - found <= {"bcomplex32"}  # from torch 2.14 on
 
 
 @settings(max_examples=500)

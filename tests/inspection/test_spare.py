@@ -8,7 +8,7 @@ import transformers
 from helpers.rewriting import Tensors, rewritten
 
 from g4convert.forward.models import quiet_transformers
-from g4convert.inspection.engines import Asked, check
+from g4convert.inspection.engines import CheckRequest, check
 from g4convert.report import Finding, Severity
 
 LAYER = "model.layers.0."
@@ -25,7 +25,7 @@ def with_head(source: Path, output: Path, *, times: float, dtype: torch.dtype = 
 
 
 def heads(directory: Path) -> list[Finding]:
-    return [one for one in check(Asked(directory)).report.findings if one.code == "engines.tied_head"]
+    return [one for one in check(CheckRequest(directory)).report.findings if one.code == "engines.tied_head"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -57,7 +57,7 @@ def test_a_bias_is_dropped_by_all_engines(
         weight = tensors[f"{LAYER}{module}.weight"]
         return tensors | {f"{LAYER}{module}.bias": weight.new_full(weight.shape[:1], value)}
 
-    judged = check(Asked(rewritten(text, tmp_path / "out", biased), tps=(1,)))
+    judged = check(CheckRequest(rewritten(text, tmp_path / "out", biased), tps=(1,)))
     (found,) = (one for one in judged.report.findings if one.code == "engines.bias")
     assert (found.severity, found.subject) == (severity, f"{LAYER}{module}.bias")
     assert {one.loads.value for one in judged.verdicts} == {"yes"}
@@ -67,7 +67,7 @@ def test_the_weight_of_a_norm_that_has_none_stops_vllm(text: Path, tmp_path: Pat
     def weighted(tensors: Tensors) -> Tensors:
         return tensors | {f"{LAYER}self_attn.v_norm.weight": torch.ones(32, dtype=torch.bfloat16)}
 
-    judged = check(Asked(rewritten(text, tmp_path / "out", weighted), tps=(1,)))
+    judged = check(CheckRequest(rewritten(text, tmp_path / "out", weighted), tps=(1,)))
     loads = {one.engine: one.loads.value for one in judged.verdicts}
     assert loads == {"transformers": "yes", "vllm": "no", "sglang": "yes"}
     (found,) = (one for one in judged.report.findings if one.code == "static.unknown")

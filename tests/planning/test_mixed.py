@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from g4convert.engines import CONTRACTS, VERSIONS, speller
-from g4convert.engines.groups import misfits_of_all, taken
+from g4convert.engines.groups import grouped_modules, misfits_of_all
 from g4convert.engines.limits import Packing
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Role
@@ -75,7 +75,10 @@ def test_every_engine_takes_the_packing_of_the_plan(family: str, data: st.DataOb
     assert not [*misfits_of_all(weights)]
     assert len({group.name for group in weights.groups.values()}) == len({*wanted.values()})
     for contract in VERSIONS:
-        found = {one.shard: Packing(one.group.num_bits or 0, one.group.group_size) for one in taken(contract, weights)}
+        found = {
+            one.shard: Packing(one.group.num_bits or 0, one.group.group_size)
+            for one in grouped_modules(contract, weights)
+        }
         assert found == {shard: wanted[shard] for shard in found}, contract.label
         left = contract.unbuilt(plan.architecture)
         plain = {

@@ -16,7 +16,7 @@ from damage import damage, damage_text
 from g4convert.errors import G4Error
 from g4convert.forward.conversations import read_prompts
 from g4convert.verification.engine.http import Reply, Server
-from g4convert.verification.engine.prompts import Prompt, Refused
+from g4convert.verification.engine.prompts import EngineRefusal, Prompt
 from g4convert.verification.engine.sglang import Sglang
 from g4convert.verification.logits.capture import Captured
 
@@ -69,7 +69,7 @@ class Reads:
             try:
                 read()
                 how = "used"
-            except (G4Error, Refused):
+            except (G4Error, EngineRefusal):
                 how = "refused"
             except Exception as error:  # noqa: BLE001 -- what is looked for
                 how = "a crash"

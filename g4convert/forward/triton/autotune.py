@@ -1,8 +1,8 @@
 """Measures how products are best cut on a GPU, and writes a table that stays with the user.
 
 Tiles that cannot be good are left out by arithmetic (`candidates`); the rest are compiled, checked and timed by
-`bench.Bench`, first shortly, then the best ones with care. Nothing else in g4convert measures: models use the table
-that ships, or this one where the variable G4CONVERT_TILES names it.
+`bench.LayerBench`, first shortly, then the best ones with care. Nothing else in g4convert measures: models use the
+table that ships, or this one where the variable G4CONVERT_TILES names it.
 
 The table is written after each layer of experts or linear, whole or not at all. What the file already has from the
 same card and versions is kept and not measured again: so an interrupted run goes on where it stopped, and one table
@@ -26,18 +26,18 @@ import triton
 
 from g4convert import __version__
 from g4convert.errors import EnvironmentFault
-from g4convert.forward.triton.bench import Bench
+from g4convert.forward.triton.bench import LayerBench
 from g4convert.forward.triton.candidates import CANDIDATES, candidates_for
 from g4convert.forward.triton.packed import ready
 from g4convert.forward.triton.tiles import Shape, Tile, load_table, save_table, tile_for
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 _QUICK, _CAREFUL = 3, 20
 _HEIGHTS, _OF_EACH = 2, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TileChoice:
     """The tile found for a shape.
 
     Args:
@@ -56,7 +56,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class Gpu:
     """The GPU that is measured.
 
     Args:
@@ -75,8 +75,8 @@ def autotune(
     path: Path,
     *,
     device: int = 0,
-    progress: Quiet | None = None,
-) -> dict[Shape, Choice]:
+    progress: Progress | None = None,
+) -> dict[Shape, TileChoice]:
     """Measure candidates on a GPU, and write the best; see `search`.
 
     Args:
@@ -98,20 +98,20 @@ def autotune(
     ready(place, torch.bfloat16)
     shared = float(getattr(torch.cuda.get_device_properties(place), "shared_memory_per_block_optin", math.inf))
     major, minor = torch.cuda.get_device_capability(device)
-    card = Card(torch.cuda.get_device_name(device), major * 10 + minor, shared)
+    card = Gpu(torch.cuda.get_device_name(device), major * 10 + minor, shared)
     with torch.cuda.device(place):
-        return search(shapes, path, card, partial(Bench, device=place), progress=progress)
+        return search(shapes, path, card, partial(LayerBench, device=place), progress=progress)
 
 
 def search(
     shapes: Iterable[Shape],
     path: Path,
-    card: Card,
-    make: Callable[[Sequence[Shape]], Bench],
+    card: Gpu,
+    make: Callable[[Sequence[Shape]], LayerBench],
     *,
     candidates: Sequence[Tile] = CANDIDATES,
-    progress: Quiet | None = None,
-) -> dict[Shape, Choice]:
+    progress: Progress | None = None,
+) -> dict[Shape, TileChoice]:
     """Time candidates on every shape that the table does not have, and write the best.
 
     Both products of a layer take the same block_m, or its pairs would be sorted twice: the one with the least sum.
@@ -139,8 +139,8 @@ def search(
         shape: list(dict.fromkeys((*candidates_for(shape, candidates, card.shared), tile)))
         for shape, tile in before.items()
     }
-    found: dict[Shape, Choice] = {}
-    told = progress or Quiet()
+    found: dict[Shape, TileChoice] = {}
+    told = progress or Progress()
     told.step("measuring", sum(map(len, tried.values())), "tiles")
     for layer in _layers(before):
         timer = make(layer)
@@ -155,8 +155,8 @@ def search(
 
 
 def _choose(
-    timer: Bench, together: Sequence[Shape], tried: Mapping[Shape, Sequence[Tile]], before: Mapping[Shape, Tile]
-) -> dict[Shape, Choice]:
+    timer: LayerBench, together: Sequence[Shape], tried: Mapping[Shape, Sequence[Tile]], before: Mapping[Shape, Tile]
+) -> dict[Shape, TileChoice]:
     """The best tiles of products that are cut together: all are timed shortly, the best ones again."""
     quick = [{tile: timer.seconds(shape, tile, _QUICK) for tile in tried[shape]} for shape in together]
     heights = sorted(_sums(quick), key=_sums(quick).__getitem__)[:_HEIGHTS]
@@ -172,7 +172,7 @@ def _choose(
     found = {}
     for shape, times, short in zip(together, careful, quick, strict=True):
         tile = min(_of_height(times, height), key=times.__getitem__)
-        found[shape] = Choice(tile, times[tile], before[shape], times[before[shape]], short)
+        found[shape] = TileChoice(tile, times[tile], before[shape], times[before[shape]], short)
     return found
 
 

@@ -59,7 +59,7 @@ class _Work:
         return len(self.out) // len(self.x)
 
 
-class Bench:
+class LayerBench:
     """One layer of experts or one linear on a GPU, with random weights.
 
     Args:

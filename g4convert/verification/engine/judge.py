@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from g4convert.forward.probe import Probe
 from g4convert.report import Finding, Severity
-from g4convert.verification.engine.prompts import Refused, Started
+from g4convert.verification.engine.prompts import EngineRefusal, Started
 from g4convert.verification.engine.scores import Parity
 from g4convert.verification.gates import judge
 from g4convert.verification.logits.noise import floor
@@ -44,7 +44,7 @@ _PLACES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredParity:
     """Parity of an engine and of the reference with noise."""
 
     parity: Parity
@@ -67,12 +67,12 @@ class Measured:
         return dict(floor({name: one.metrics for name, one in self.noise.items()}).values)
 
 
-def _of_the_machine(refused: Refused) -> bool:
+def _of_the_machine(refused: EngineRefusal) -> bool:
     """Return whether an engine refused because of the machine."""
     return any(words in refused.message for words in _OF_THE_MACHINE)
 
 
-def not_started(refused: Refused) -> Iterator[Finding]:
+def not_started(refused: EngineRefusal) -> Iterator[Finding]:
     """Yield findings about an engine that refuses to load the checkpoint."""
     elsewhere = _of_the_machine(refused)
     place = _PLACES.get(refused.place, "")
@@ -113,7 +113,7 @@ def _stopped(why: str) -> Finding:
     return Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", f"not compared: {why}", "")
 
 
-def of_refusals(refusals: Mapping[str, Refused], started: Started) -> Iterator[Finding]:
+def of_refusals(refusals: Mapping[str, EngineRefusal], started: Started) -> Iterator[Finding]:
     """Yield a finding for each refused prompt; checkpoint, machine or the server's options may be the cause."""
     for name, refused in refusals.items():
         severity = Severity.FAIL if started.parameters and not _of_the_machine(refused) else Severity.INCONCLUSIVE
@@ -139,7 +139,7 @@ def not_covered(probes: Sequence[Probe], asked: Sequence[Probe], started: Starte
         yield Finding("engine.coverage", Severity.INFO, "mended in the engine, to run here", text, "")
 
 
-def judged_parity(measured: Measured, profile: Profile, *, dtype: str = "float32") -> Iterator[Finding]:
+def judged_parity(measured: MeasuredParity, profile: Profile, *, dtype: str = "float32") -> Iterator[Finding]:
     """Yield findings on the differences by kind of probe, and on all metrics by a profile, of an engine in a dtype."""
     for bucket in measured.parity.buckets.values():
         numbers = {number: (getattr(bucket, number), measured.floor_of(bucket.name, number)) for number in _LIMITS}

@@ -27,27 +27,27 @@ import torch
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import memory_faults, threads_for
 from g4convert.errors import GateError
-from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
+from g4convert.forward.candidate import ModelCandidate, ProbeOutputs, run_all
 from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4 import is_drafter
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Finding, Judged, Severity
 from g4convert.request import EngineName, Request
 from g4convert.verification import profiles
 from g4convert.verification.engine.judge import (
-    Measured,
+    MeasuredParity,
     judged_parity,
     not_covered,
     not_started,
     of_refusals,
     of_start,
 )
-from g4convert.verification.engine.prompts import Engine, Prompt, Refused, Started, prompts_of
-from g4convert.verification.engine.scores import Parity, Sums
+from g4convert.verification.engine.prompts import EngineRefusal, Prompt, ServingEngine, Started, prompts_of
+from g4convert.verification.engine.scores import AnswerSums, Parity
 from g4convert.verification.engine.sglang import sglang
 from g4convert.verification.engine.vllm import look_for_vllm, vllm
-from g4convert.verification.logits.kept import Kept
+from g4convert.verification.logits.kept import KeptProbe
 from g4convert.verification.logits.level import model_of
 from g4convert.verification.logits.noise import EPSILON, noisy
 from g4convert.verification.logits.parts import decoder_layers
@@ -77,7 +77,7 @@ def look_for_engine(asked: Request) -> None:
         look_for_vllm(asked.engine_python)
 
 
-def run_engine(asked: Request, out: Checkpoint, *, progress: Quiet) -> Judged:
+def run_engine(asked: Request, out: Checkpoint, *, progress: Progress) -> Judged:
     """Start the requested engine, and judge it.
 
     Args:
@@ -113,7 +113,12 @@ def run_engine(asked: Request, out: Checkpoint, *, progress: Quiet) -> Judged:
 
 
 def check_engine(
-    engine: Engine, model: Model, probes: Sequence[Probe], *, half: Callable[[], Model] | None = None, progress: Quiet
+    engine: ServingEngine,
+    model: Model,
+    probes: Sequence[Probe],
+    *,
+    half: Callable[[], Model] | None = None,
+    progress: Progress,
 ) -> Judged:
     """Judge an engine.
 
@@ -134,7 +139,7 @@ def check_engine(
     progress.say("engine: starting it")
     try:
         started = engine.start(longest, top)
-    except Refused as refused:
+    except EngineRefusal as refused:
         progress.say(f"engine: the end of what it printed\n{refused.log}")
         return Judged(tuple(not_started(refused)), {})
     findings = [*of_start(started)]
@@ -167,7 +172,7 @@ def _has_media(probe: Probe) -> bool:
     return "mm_token_type_ids" in probe.arguments
 
 
-def _engine(asked: Request) -> AbstractContextManager[Engine]:
+def _engine(asked: Request) -> AbstractContextManager[ServingEngine]:
     timeout = asked.settings.engine_timeout
     match asked.engine:
         case EngineName.SGLANG:
@@ -177,15 +182,15 @@ def _engine(asked: Request) -> AbstractContextManager[Engine]:
 
 
 def _ask(
-    engine: Engine, probes: Sequence[Probe], prompts: Mapping[str, Sequence[Prompt]]
-) -> tuple[dict[str, TopLogits], dict[str, Refused]]:
+    engine: ServingEngine, probes: Sequence[Probe], prompts: Mapping[str, Sequence[Prompt]]
+) -> tuple[dict[str, TopLogits], dict[str, EngineRefusal]]:
     """Ask the engine about every probe; return the answers and the refusals, by name of the probe."""
     answers: dict[str, TopLogits] = {}
-    refusals: dict[str, Refused] = {}
+    refusals: dict[str, EngineRefusal] = {}
     for probe in probes:
         try:
             parts = [engine.score(prompt) for prompt in prompts[probe.name]]
-        except Refused as refused:
+        except EngineRefusal as refused:
             refusals[probe.name] = refused
             continue
         answers[probe.name] = joined(parts)
@@ -219,7 +224,7 @@ class _Comparing:
     started: Started
     top: int
 
-    def measured(self, model: Model, half: Callable[[], Model] | None) -> Measured:
+    def measured(self, model: Model, half: Callable[[], Model] | None) -> MeasuredParity:
         """Run the reference once, and compare the reference with noise and the engine's answers with it."""
         dtype = self.started.dtype or _DTYPE
         noise = {}
@@ -233,22 +238,22 @@ class _Comparing:
             given = [replace(probe, arguments=like(probe.arguments, model, rounded)) for probe in self.probes]
             with self._like_the_engine(rounded):
                 noise["rounding"] = self._against(kept, ModelCandidate(rounded, inside=False), given)
-        sums = Sums()
+        sums = AnswerSums()
         for probe in self.probes:
             sums.add(probe, kept[probe.name], self.answers[probe.name])
-        return Measured(sums.parity(), noise)
+        return MeasuredParity(sums.parity(), noise)
 
-    def _kept(self, reference: ModelCandidate) -> dict[str, Kept]:
-        def keep(probe: Probe, outputs: Outputs) -> Kept:
-            return Kept.of(probe, outputs, inside=False)
+    def _kept(self, reference: ModelCandidate) -> dict[str, KeptProbe]:
+        def keep(probe: Probe, outputs: ProbeOutputs) -> KeptProbe:
+            return KeptProbe.of(probe, outputs, inside=False)
 
         found = run_all(reference, self.probes, keep)
         return {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
 
-    def _against(self, kept: Mapping[str, Kept], candidate: ModelCandidate, probes: Sequence[Probe]) -> Parity:
-        sums = Sums()
+    def _against(self, kept: Mapping[str, KeptProbe], candidate: ModelCandidate, probes: Sequence[Probe]) -> Parity:
+        sums = AnswerSums()
 
-        def add(probe: Probe, outputs: Outputs) -> None:
+        def add(probe: Probe, outputs: ProbeOutputs) -> None:
             sums.add_outputs(probe, kept[probe.name], outputs, self.top)
 
         run_all(candidate, probes, add)

@@ -33,7 +33,7 @@ _TENSORS: Final = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Item:
+class MediaItem:
     """A picture, a sound or a whole video, with the place of its tokens in the prompt.
 
     Args:
@@ -67,7 +67,7 @@ class Prompt:
 
     ids: tuple[int, ...]
     rows: tuple[int, ...]
-    media: tuple[Item, ...]
+    media: tuple[MediaItem, ...]
 
 
 class Unfilled(BaseModel):
@@ -112,7 +112,7 @@ class Started(BaseModel):
         return {name: getattr(self, name) for name in names} | {"mended": [*self.mended]}
 
 
-class Refused(Exception):
+class EngineRefusal(Exception):
     """Raised when the engine will not load a checkpoint, or not run a prompt.
 
     Args:
@@ -128,7 +128,7 @@ class Refused(Exception):
         self.log = log
 
 
-class Engine(Protocol):
+class ServingEngine(Protocol):
     """Interface of an engine that serves a checkpoint."""
 
     @property
@@ -188,7 +188,7 @@ def prompts_of(probe: Probe, config: Config) -> tuple[Prompt, ...]:
     return tuple(found)
 
 
-def _media(ids: Sequence[int], arguments: Mapping[str, Any], config: Config) -> Iterator[Item]:
+def _media(ids: Sequence[int], arguments: Mapping[str, Any], config: Config) -> Iterator[MediaItem]:
     """Yield the media items of one sequence; media probes have one row."""
     for kind, (values, places) in _TENSORS.items():
         if values not in arguments:
@@ -198,11 +198,11 @@ def _media(ids: Sequence[int], arguments: Mapping[str, Any], config: Config) -> 
         if kind == "video":
             begin, end = runs[0][0], sum(runs[-1])
             tensors = {key: arguments[key] for key in (values, places)}
-            yield Item(kind, begin, tuple(id_ == soft for id_ in ids[begin:end]), tensors)
+            yield MediaItem(kind, begin, tuple(id_ == soft for id_ in ids[begin:end]), tensors)
             continue
         for number, (first, length) in enumerate(runs):
             tensors = {key: arguments[key][number : number + 1] for key in (values, places)}
-            yield Item(kind, first, (True,) * length, tensors)
+            yield MediaItem(kind, first, (True,) * length, tensors)
 
 
 def _runs(ids: Sequence[int], wanted: int) -> Iterator[tuple[int, list[int]]]:

@@ -14,10 +14,10 @@ from typing import Final
 
 import torch
 
-from g4convert.forward.candidate import Outputs
+from g4convert.forward.candidate import ProbeOutputs
 from g4convert.forward.logits import Page, pieces
 from g4convert.forward.probe import Probe
-from g4convert.verification.logits.kept import Kept
+from g4convert.verification.logits.kept import KeptProbe
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.logits.pairs import likeliest
 from g4convert.verification.logits.scores import TokenScores, TopLogits, summed, tail_kl
@@ -55,7 +55,7 @@ class Parity:
         return self.buckets[_ALL]
 
 
-class Sums:
+class AnswerSums:
     """Accumulator of an engine's answers, probe by probe."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Sums:
         self._page = Page()
         self._rows: dict[str, list[tuple[TokenScores, torch.Tensor]]] = {_ALL: []}
 
-    def add(self, probe: Probe, reference: Kept, answer: TopLogits) -> None:
+    def add(self, probe: Probe, reference: KeptProbe, answer: TopLogits) -> None:
         """Add one probe."""
         logits = reference.logits
         assert not isinstance(logits, TopLogits)  # noqa: S101 -- kept by the caller
@@ -78,7 +78,7 @@ class Sums:
         for name in (_ALL, probe.bucket):
             self._rows.setdefault(name, []).append((scores, spread))
 
-    def add_outputs(self, probe: Probe, reference: Kept, outputs: Outputs, top: int) -> None:
+    def add_outputs(self, probe: Probe, reference: KeptProbe, outputs: ProbeOutputs, top: int) -> None:
         """Add a model's logits as if an engine had answered with the `top` likeliest tokens, or with all for -1."""
         rows = outputs.rows
         self.add(probe, reference, likeliest(rows, probe.targets, top if top > 0 else rows.width))

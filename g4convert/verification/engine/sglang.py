@@ -23,7 +23,7 @@ from typing import Any, Final
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.verification.engine.answers import AnswerError, VocabularyError, document, top_logits
 from g4convert.verification.engine.http import Server
-from g4convert.verification.engine.prompts import Prompt, Refused, Started, config_of, vocabulary
+from g4convert.verification.engine.prompts import EngineRefusal, Prompt, Started, config_of, vocabulary
 from g4convert.verification.logits.scores import TopLogits
 
 _HINT: Final = "python -m sglang.launch_server --model-path OUT, then --engine-url http://HOST:30000"
@@ -121,7 +121,7 @@ class Sglang:
             reply = self._server.ask(path, None if question is None else json.dumps(question).encode())
             text = reply.body[:_SHOWN].decode(errors="replace").strip()
             if reply.status == HTTPStatus.BAD_REQUEST:
-                raise Refused(text or reply.reason, "prompt")
+                raise EngineRefusal(text or reply.reason, "prompt")
             if reply.status != HTTPStatus.OK:
                 raise self._fault(path, f"HTTP {reply.status} {reply.reason} {text}".strip())
             return document(reply.body)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from g4convert.errors import EnvironmentFault
 from g4convert.verification.engine.answers import AnswerError, Told, top_logits
 from g4convert.verification.engine.process import Program
-from g4convert.verification.engine.prompts import Prompt, Refused, Started, config_of, vocabulary
+from g4convert.verification.engine.prompts import EngineRefusal, Prompt, Started, config_of, vocabulary
 from g4convert.verification.logits.scores import TopLogits
 
 _CHILD: Final = Path(__file__).with_name("vllm_child")
@@ -58,7 +58,7 @@ class Vllm:
                 hint="a vLLM that knows Gemma 4, with all it needs; 0.32 is known to suit",
             )
         if told.event == "failed" and not told.unfilled:
-            raise Refused(_short(told.message), told.phase, self._program.log())
+            raise EngineRefusal(_short(told.message), told.phase, self._program.log())
         self._vocab = vocabulary(config_of(self._checkpoint))
         return told
 
@@ -72,7 +72,7 @@ class Vllm:
         media = [item.to_dict() for item in prompt.media]
         answer = self._program.ask(do="score", ids=prompt.ids, rows=prompt.rows, media=media)
         if answer.get("event") == "refused":
-            raise Refused(_short(answer.get("message")), "prompt", self._program.log())
+            raise EngineRefusal(_short(answer.get("message")), "prompt", self._program.log())
         try:
             ids, logprobs, true = (answer[key] for key in ("ids", "logprobs", "true"))
             return top_logits(ids, logprobs, true, rows=len(prompt.rows), vocab=self._vocab)

@@ -46,7 +46,7 @@ _CERTAIN: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class OutputStatistics:
     """Statistics of a gated module's output.
 
     Args:
@@ -75,7 +75,9 @@ class _Gated:
         return functional.linear(hidden, self.down)
 
 
-def activation_answers(reference: Model, candidate: Model, *, dtype: torch.dtype, seed: int = 0) -> dict[str, Answer]:
+def activation_answers(
+    reference: Model, candidate: Model, *, dtype: torch.dtype, seed: int = 0
+) -> dict[str, OutputStatistics]:
     """Probe the gated modules of one decoder layer; the weights of both layers must be in memory.
 
     Args:
@@ -112,7 +114,7 @@ def check_activations(
         probe: a short probe; its forward serves only to load the layers.
         limit: SQNR in dB below which an output is wrong.
     """
-    found: dict[str, Answer] = {}
+    found: dict[str, OutputStatistics] = {}
     dtype = candidate.model.config.dtype  # the embedding tables of a streamed model keep their stored dtype
 
     def visit(number: int, name: str, layer: Model, other: Model) -> None:
@@ -174,13 +176,13 @@ def _answer(
     run: Callable[[torch.Tensor], torch.Tensor],
     dtype: torch.dtype,
     generator: torch.Generator,
-) -> Answer:
+) -> OutputStatistics:
     """Run a gated module on the solved inputs, and return which wrong activation its output is most like."""
     x = _negative(gated.gate, generator).to(dtype)
     with torch.no_grad():
         right = gated(x.float(), act)
         rest = run(x).float() - right
-        best = Answer("", 0.0, float("inf"), decibels(float(rest.square().sum() / right.square().sum())))
+        best = OutputStatistics("", 0.0, float("inf"), decibels(float(rest.square().sum() / right.square().sum())))
         for name, wrong in _WRONG.items():
             way = gated(x.float(), wrong) - right
             size = float(way.square().sum())
@@ -189,11 +191,11 @@ def _answer(
             share = float((rest * way).sum()) / size
             error = float((rest - share * way).square().mean().sqrt()) / size**0.5
             if abs(share - 1) < abs(best.share - 1) or not best.activation:
-                best = Answer(name, share, error, best.sqnr)
+                best = OutputStatistics(name, share, error, best.sqnr)
     return best
 
 
-def _grouped_answers(answers: Mapping[str, Answer], limit: float) -> Iterator[Finding]:
+def _grouped_answers(answers: Mapping[str, OutputStatistics], limit: float) -> Iterator[Finding]:
     """Yield one finding for each wrong activation, listing its modules, and one for all right modules."""
     groups: dict[tuple[Severity, str], list[str]] = {}
     for module, answer in answers.items():
@@ -205,7 +207,7 @@ def _grouped_answers(answers: Mapping[str, Answer], limit: float) -> Iterator[Fi
         yield Finding("logits.activation", severity, _listed(modules), words, expected)
 
 
-def _verdict(answer: Answer, limit: float) -> tuple[Severity, str]:
+def _verdict(answer: OutputStatistics, limit: float) -> tuple[Severity, str]:
     if not answer.error <= _CERTAIN:
         wrong = not answer.sqnr >= limit
         return (Severity.FAIL, "answers like no activation known") if wrong else (Severity.INCONCLUSIVE, "not told")

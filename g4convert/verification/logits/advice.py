@@ -22,7 +22,7 @@ from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 from g4convert.gemma4 import Architecture
 from g4convert.planning.costs import OF_EIGHT, left_of, measured_kl
-from g4convert.planning.recipe import DEFAULT, EIGHT_BITS, Method, Recipe
+from g4convert.planning.recipe import DEFAULT, EIGHT_BITS, Recipe, RecipeMethod
 from g4convert.planning.recipe_files import load, option_for, shipped
 from g4convert.planning.rules import PackRole
 from g4convert.planning.sizes import role_sizes
@@ -32,7 +32,7 @@ from g4convert.report import Finding, Severity
 from g4convert.verification.gates import outlook
 from g4convert.verification.profiles import Profile
 
-_CALIBRATED: Final = (Method.GPTQ, Method.BEST)
+_CALIBRATED: Final = (RecipeMethod.GPTQ, RecipeMethod.BEST)
 _BITS: Final = 4
 _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the methods that take less time."""
@@ -45,7 +45,7 @@ _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a si
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class BetterRecipe:
     """A recipe that loses less.
 
     Args:
@@ -85,7 +85,9 @@ class Way:
         return "should pass" if self.passes else "should pass with a warning"
 
 
-def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any], profile: Profile) -> tuple[Way, ...]:
+def ways(
+    out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any], profile: Profile
+) -> tuple[BetterRecipe, ...]:
     """Return the recipes that lose less than an output's: by size what should not fail, then the others by their loss.
 
     Args:
@@ -99,11 +101,11 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
     limit = judged.passes if judged else 0.0
     high = judged_kl(values)
 
-    def way(options: str, what: str, left: float, other: Recipe, end: str = "") -> Way:
+    def way(options: str, what: str, left: float, other: Recipe, end: str = "") -> BetterRecipe:
         nbytes = None if source is None else sum(one.after for one in role_sizes(make_plan(source, other)))
         kl, most = left * values["kl_mean"], left * high
         said, name = outlook(most, profile), f"W{other.num_bits}A16{end}"
-        return Way(options, what, kl, most, limit, said is Severity.PASS, said is Severity.FAIL, nbytes, name)
+        return BetterRecipe(options, what, kl, most, limit, said is Severity.PASS, said is Severity.FAIL, nbytes, name)
 
     (known, model), found = _known(out, recipe), []
     if own := known.get(recipe.method):
@@ -113,7 +115,7 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
                 least, other = known[one], _with(recipe, method=one)
                 found.append(way(option_for(recipe, one), "4 bits, calibrated", least / own, other, f"-{one}"))
         eight = load(EIGHT_BITS).recipe
-        four = left_of(model, eight.group_size)[Method.MSE]
+        four = left_of(model, eight.group_size)[RecipeMethod.MSE]
         found.append(way(f"-r {EIGHT_BITS}", "8 bits", OF_EIGHT * four / own, eight))
     roles = [row for row in metrics["blame"].get("loss", {}).get("rows", ()) if row["kind"] == "role"]
     for row in roles:
@@ -141,7 +143,7 @@ def _recipe(out: Checkpoint) -> tuple[str, Recipe]:
         return DEFAULT, load(DEFAULT).recipe
 
 
-def _known(out: Checkpoint, recipe: Recipe) -> tuple[Mapping[Method, float], str]:
+def _known(out: Checkpoint, recipe: Recipe) -> tuple[Mapping[RecipeMethod, float], str]:
     """Return what each method left of the real model that stands for an output's, and its name; empty if unknown.
 
     Args:
@@ -170,7 +172,9 @@ def measured_on(out: Checkpoint) -> str:
     return _known(out, _recipe(out)[1])[1]
 
 
-def with_advice(findings: Iterable[Finding], found: Sequence[Way], *, high: float, model: str) -> Iterator[Finding]:
+def with_advice(
+    findings: Iterable[Finding], found: Sequence[BetterRecipe], *, high: float, model: str
+) -> Iterator[Finding]:
     """Yield findings, with the ways as the remedy of failures, or else warnings, of the loss.
 
     Args:

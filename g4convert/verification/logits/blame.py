@@ -18,11 +18,11 @@ from typing import Final
 
 import torch
 
-from g4convert.forward.candidate import ModelCandidate, Outputs
-from g4convert.forward.logits import Given, Page, joined, whole
+from g4convert.forward.candidate import ModelCandidate, ProbeOutputs
+from g4convert.forward.logits import HeldLogits, Page, joined, whole
 from g4convert.forward.probe import Probe
 from g4convert.names import Name
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.pairs import compare
 from g4convert.verification.logits.parts import decoder_layers, label, roots, swapped
@@ -109,7 +109,7 @@ def examine(
     probes: Sequence[Probe],
     *,
     limit: float,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
 ) -> Examined:
     """Run every module of a candidate on the inputs of its namesake in the reference.
 
@@ -120,7 +120,7 @@ def examine(
         limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
         progress: told of finished probes.
     """
-    progress = progress or Quiet()
+    progress = progress or Progress()
     progress.step("comparing modules", len(probes), "prompts")
     words: dict[str, str] = {}
     reference, candidate = (replace(one, whole=True) for one in (reference, candidate))
@@ -145,7 +145,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limit
     limit: float,
     swaps: int = 12,
     roles: Mapping[str, str] | None = None,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
 ) -> Blame:
     """Rank the modules of a candidate by how much of its KL they cause.
 
@@ -162,7 +162,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limit
     Returns:
         The table.
     """
-    progress = progress or Quiet()
+    progress = progress or Progress()
     measure = _Measure(reference, candidate, probes, progress)
     errors = examined.errors
     wrong = culprits(errors, limit)[:swaps]
@@ -204,14 +204,14 @@ class _Measure:
     """Measurement of the candidate's KL to the reference on the chosen probes, with one part of it swapped."""
 
     def __init__(
-        self, reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe], progress: Quiet
+        self, reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe], progress: Progress
     ) -> None:
         self._reference = reference
         self._candidate = candidate
         self._probes = probes
         made = whole([reference.run(probe).rows for probe in probes])  # once, for every swap
-        self._together = Given(made)
-        self._logits = [Given(part) for part in torch.split(made, [len(probe.scored) for probe in probes])]
+        self._together = HeldLogits(made)
+        self._logits = [HeldLogits(part) for part in torch.split(made, [len(probe.scored) for probe in probes])]
         self._pages = {"reference": Page(), "candidate": Page()}
         self.roots = frozenset(roots(candidate.model))
         self._progress = progress
@@ -221,7 +221,7 @@ class _Measure:
         with change:
             return self._kl([self._candidate.run(probe) for probe in self._probes])
 
-    def _kl(self, outputs: Sequence[Outputs]) -> float:
+    def _kl(self, outputs: Sequence[ProbeOutputs]) -> float:
         """Return the mean KL of the candidate's outputs; probes that share a head share one matrix product."""
         parts = joined([one.rows for one in outputs])
         expected, targets = self._logits, [probe.targets for probe in self._probes]
@@ -261,7 +261,7 @@ class _Measure:
                 self._reference.run(probe)
             theirs.append(expected)
         for place, note in differences.items():
-            outputs: list[Outputs] = []
+            outputs: list[ProbeOutputs] = []
             for probe, given in zip(self._probes, theirs, strict=True):
                 with inputs.forced(self._candidate.model, given, place):
                     outputs.append(self._candidate.run(probe))

@@ -32,13 +32,13 @@ from g4convert import __version__
 from g4convert.checkpoint.files import parse_object
 from g4convert.checkpoint.header import read_header
 from g4convert.errors import FormatError, InputError
-from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
-from g4convert.forward.logits import Given
+from g4convert.forward.candidate import ModelCandidate, ProbeOutputs, run_all
+from g4convert.forward.logits import HeldLogits
 from g4convert.forward.models import Config
 from g4convert.forward.probe import Probe
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.verification.logits.intact import DIGEST, MOST_PROBES, digest, faults_of, misfits
-from g4convert.verification.logits.kept import Kept, Projection, States
+from g4convert.verification.logits.kept import KeptProbe, LayerStates, Projection
 from g4convert.verification.logits.scores import TopLogits
 from g4convert.verification.profiles import METRICS_VERSION
 from g4convert.whole_files import write_whole
@@ -66,7 +66,7 @@ class Captured:
     """
 
     probes: tuple[Probe, ...]
-    kept: Mapping[str, Kept]
+    kept: Mapping[str, KeptProbe]
     projection: Projection
     facts: Mapping[str, Any]
 
@@ -103,7 +103,7 @@ class Captured:
     @classmethod
     def _of(cls, path: Path, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
         probes: list[Probe] = []
-        kept: dict[str, Kept] = {}
+        kept: dict[str, KeptProbe] = {}
         wrong: list[str] = []
         try:
             for number, (name, bucket, arguments) in enumerate(facts["probes"][:MOST_PROBES]):
@@ -150,7 +150,7 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
     facts: Mapping[str, str] | None = None,
     overwrite: bool = True,
     check: Callable[[], None] = lambda: None,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
 ) -> Captured:
     """Run a reference on probes, and store its outputs.
 
@@ -171,14 +171,14 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
         UsageError: a file is there that may not be replaced.
     """
     projection = Projection()
-    told = progress or Quiet()
+    told = progress or Progress()
     told.step("running the model", sum(probe.response.numel() for probe in probes), "")
 
-    def keep(probe: Probe, outputs: Outputs) -> Kept:
+    def keep(probe: Probe, outputs: ProbeOutputs) -> KeptProbe:
         told.tick(probe.response.numel())
         top = 0 if outputs.rows.width <= FULL_VOCABULARY else TOP
-        kept = Kept.of(probe, outputs, projection=projection, top=top)
-        return kept if top else replace(kept, logits=Given(outputs.logits.clone(), outputs.raw_logits))
+        kept = KeptProbe.of(probe, outputs, projection=projection, top=top)
+        return kept if top else replace(kept, logits=HeldLogits(outputs.logits.clone(), outputs.raw_logits))
 
     kept = run_all(candidate, probes, keep)
     check()
@@ -207,11 +207,11 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
     )
 
 
-def _stored(probe: Probe, kept: Kept) -> dict[str, torch.Tensor]:
+def _stored(probe: Probe, kept: KeptProbe) -> dict[str, torch.Tensor]:
     """Return the tensors of one probe and its outputs by name, without the arguments."""
     tensors = {"response": probe.response, "targets": probe.targets}
     match kept.logits:
-        case Given(after, before):
+        case HeldLogits(after, before):
             tensors["logits"] = after
             if before is not None:
                 tensors["raw_logits"] = before
@@ -223,14 +223,14 @@ def _stored(probe: Probe, kept: Kept) -> dict[str, torch.Tensor]:
     return tensors | {name: value.int() for name, value in tensors.items() if name.startswith("routers.")}
 
 
-def _kept(tensors: Mapping[str, torch.Tensor]) -> Kept:
+def _kept(tensors: Mapping[str, torch.Tensor]) -> KeptProbe:
     """Return the outputs of a probe from the tensors that `_stored` returned."""
     layers, embedders, routers = (_under(tensors, kind) for kind in _STATES)
-    states = States(layers, embedders, {name: chosen.long() for name, chosen in routers.items()})
+    states = LayerStates(layers, embedders, {name: chosen.long() for name, chosen in routers.items()})
     if "logits" in tensors:
-        return Kept(Given(tensors["logits"], tensors.get("raw_logits")), states)
+        return KeptProbe(HeldLogits(tensors["logits"], tensors.get("raw_logits")), states)
     top = {part.name: tensors[f"top.{part.name}"] for part in fields(TopLogits)}
-    return Kept(TopLogits(**top | {"ids": top["ids"].long()}), states)
+    return KeptProbe(TopLogits(**top | {"ids": top["ids"].long()}), states)
 
 
 def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

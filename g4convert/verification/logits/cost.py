@@ -30,7 +30,7 @@ _SLOWEST: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class ComparisonCost:
     """Estimated cost of a comparison.
 
     Args:

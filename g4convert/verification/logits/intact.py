@@ -11,11 +11,11 @@ from typing import Any, Final, TypeAlias
 import torch
 from xxhash import xxh3_128
 
-from g4convert.forward.logits import Given
+from g4convert.forward.logits import HeldLogits
 from g4convert.forward.models import Config
 from g4convert.forward.probe import Probe
 from g4convert.names import Name
-from g4convert.verification.logits.kept import Kept
+from g4convert.verification.logits.kept import KeptProbe
 from g4convert.verification.logits.scores import TopLogits
 
 DIGEST: Final = "xxh3_128"
@@ -44,7 +44,7 @@ def digest(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str
     return found.hexdigest()
 
 
-def faults_of(probe: Probe, kept: Kept) -> Iterator[str]:
+def faults_of(probe: Probe, kept: KeptProbe) -> Iterator[str]:
     """Yield a message for each tensor of a probe or of its outputs that has another dtype or shape than expected.
 
     Args:
@@ -62,7 +62,7 @@ def faults_of(probe: Probe, kept: Kept) -> Iterator[str]:
     count = int(probe.response.sum())
     expected: dict[str, _Expected] = {"targets": (probe.targets, torch.int64, (count,))}
     match kept.logits:
-        case Given(after, before):
+        case HeldLogits(after, before):
             width = after.shape[-1] if after.ndim == 2 else 1
             expected["logits"] = after, torch.float32, (count, width)
             if before is not None:
@@ -77,7 +77,7 @@ def faults_of(probe: Probe, kept: Kept) -> Iterator[str]:
     yield from _of_states(probe, kept)
 
 
-def _of_states(probe: Probe, kept: Kept) -> Iterator[str]:
+def _of_states(probe: Probe, kept: KeptProbe) -> Iterator[str]:
     """Yield a message for each table of states or chosen experts that has not one row per token, padding aside."""
     tokens = int(probe.attended.sum())
     states = {**kept.states.layers, **kept.states.routers}
@@ -93,7 +93,7 @@ def _unlike(expected: Mapping[str, _Expected]) -> Iterator[str]:
             yield f"{name}: {found}, expected {str(dtype).removeprefix('torch.')} {[*shape]}"
 
 
-def misfits(probes: Iterable[Probe], kept: Mapping[str, Kept], config: Config) -> Iterator[str]:
+def misfits(probes: Iterable[Probe], kept: Mapping[str, KeptProbe], config: Config) -> Iterator[str]:
     """Yield reasons why a stored reference cannot be of a model."""
     text = config.get_text_config()
     for probe in probes:
@@ -103,7 +103,7 @@ def misfits(probes: Iterable[Probe], kept: Mapping[str, Kept], config: Config) -
         match kept[probe.name].logits:
             case TopLogits(ids=top):
                 named.append(top)
-            case Given(after):
+            case HeldLogits(after):
                 if after.shape[-1] != text.vocab_size:
                     yield f"{probe.name}: logits of {after.shape[-1]} tokens, the model has {text.vocab_size}"
         low, high = (int(getattr(torch.cat([one.flatten() for one in named]), end)()) for end in ("min", "max"))

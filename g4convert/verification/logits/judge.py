@@ -20,14 +20,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
+from g4convert.forward.candidate import ModelCandidate, ProbeOutputs, run_all
 from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.probe import Probe
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Finding, Judged
 from g4convert.verification.gates import judge
 from g4convert.verification.logits.capture import Captured
-from g4convert.verification.logits.kept import Kept, Projection
+from g4convert.verification.logits.kept import KeptProbe, Projection
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, Metrics
 from g4convert.verification.logits.noise import EPSILON, Floor, floor, noisy
 from g4convert.verification.logits.pairs import Pair, score_pairs
@@ -69,8 +69,8 @@ class _Passes:
     probes: Sequence[Probe]
     projection: Projection | None
     experts: int
-    progress: Quiet
-    kept: dict[str, Mapping[str, Kept]] = field(default_factory=dict)
+    progress: Progress
+    kept: dict[str, Mapping[str, KeptProbe]] = field(default_factory=dict)
     comparisons: dict[Pair, Comparison] = field(default_factory=dict)
 
     def run(
@@ -88,11 +88,11 @@ class _Passes:
         reference = self.kept.get(against or "", {})
         inside = name in {_ORIGINAL, _DEQUANTIZED}
 
-        def keep(probe: Probe, outputs: Outputs) -> Kept:
+        def keep(probe: Probe, outputs: ProbeOutputs) -> KeptProbe:
             if reference:
                 comparison.add_states(probe, reference[probe.name], outputs)
             self.progress.tick(probe.response.numel())
-            return Kept.of(probe, outputs, projection=self.projection, inside=inside)
+            return KeptProbe.of(probe, outputs, projection=self.projection, inside=inside)
 
         run = self.probes if probes is None else probes
         self.progress.step(f"running {_TITLES[name]}", sum(probe.response.numel() for probe in run), "")
@@ -133,7 +133,7 @@ def check_logits(
     *,
     loss: Profile,
     parity: Profile,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
 ) -> Judged:
     """Judge loss and parity, and name the modules that cause a failure.
 
@@ -150,7 +150,7 @@ def check_logits(
     stored = models.reference if isinstance(models.reference, Captured) else None
     probes = probes or (stored.probes if stored else ())
     findings: list[Finding] = []
-    passes = _Passes(probes, *_economy(models.dequantized.model, probes, stored), progress or Quiet())
+    passes = _Passes(probes, *_economy(models.dequantized.model, probes, stored), progress or Progress())
     measured, noise = _measure(models, passes)
     dtype = dtype_name(models.dequantized.model)
     for profile in (loss, parity):

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 import torch
 
-from g4convert.forward.candidate import Outputs
+from g4convert.forward.candidate import ProbeOutputs
 from g4convert.forward.logits import Logits
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits.pairs import likeliest
@@ -44,7 +44,7 @@ class Projection:
 
 
 @dataclass(frozen=True, slots=True)
-class States:
+class LayerStates:
     """Hidden states and chosen experts of all tokens but padding, by place."""
 
     layers: Mapping[str, torch.Tensor]
@@ -52,7 +52,7 @@ class States:
     routers: Mapping[str, torch.Tensor]
 
     @classmethod
-    def of(cls, probe: Probe, outputs: Outputs, projection: Projection | None) -> Self:
+    def of(cls, probe: Probe, outputs: ProbeOutputs, projection: Projection | None) -> Self:
         """Return the states of one probe's outputs, projected; a `projection` of None keeps them whole."""
         attended = probe.attended
 
@@ -66,22 +66,22 @@ class States:
         )
 
 
-NOTHING: Final = States({}, {}, {})
+NOTHING: Final = LayerStates({}, {}, {})
 """Empty states, for a model with which no other is compared."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptProbe:
     """The kept outputs of one probe."""
 
     logits: Logits | TopLogits
-    states: States
+    states: LayerStates
 
     @classmethod
     def of(
         cls,
         probe: Probe,
-        outputs: Outputs,
+        outputs: ProbeOutputs,
         *,
         projection: Projection | None = None,
         top: int = 0,
@@ -96,7 +96,7 @@ class Kept:
             top: number of tokens of each distribution to keep; 0 keeps the states before the head.
             inside: whether to keep hidden states and chosen experts.
         """
-        states = States.of(probe, outputs, projection) if inside else NOTHING
+        states = LayerStates.of(probe, outputs, projection) if inside else NOTHING
         if top:
             return cls(likeliest(outputs.rows, probe.targets, top), states)
         return cls(outputs.rows, states)

@@ -23,15 +23,15 @@ from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
 from g4convert.gemma4 import Architecture, is_drafter
-from g4convert.places import is_there
-from g4convert.progress import Quiet
+from g4convert.places import already_exists
+from g4convert.progress import Progress
 from g4convert.report import Finding, Judged, Severity
 from g4convert.request import Request
 from g4convert.verification import profiles
 from g4convert.verification.changed import Stamps, changed, stamps
 from g4convert.verification.logits.advice import is_right, judged_kl, measured_on, ways, with_advice
 from g4convert.verification.logits.capture import Captured, capture
-from g4convert.verification.logits.cost import Cost
+from g4convert.verification.logits.cost import ComparisonCost
 from g4convert.verification.logits.judge import check_logits
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
 from g4convert.verification.logits.trace import Models
@@ -49,7 +49,7 @@ def run_logits(
     out: Checkpoint,
     source: Checkpoint | None = None,
     *,
-    progress: Quiet,
+    progress: Progress,
 ) -> Judged:
     """Judge what four bits cost (loss), and whether the packed path computes as the dequantized weights do (parity).
 
@@ -91,7 +91,7 @@ def run_logits(
             probes, told = _asked(asked, original.model if original else dequantized, stored, progress)
             told += left or _text_alone(source, alone=alone)
             running = 3 + sum(one is not None for one in (original, rounded))
-            progress.say(Cost.of(dequantized, probes, running).line(_origin(asked, stored)))
+            progress.say(ComparisonCost.of(dequantized, probes, running).line(_origin(asked, stored)))
             loss, parity = (profile, profiles.load("parity")) if costs else (profiles.load("w4a16"), profile)
             judged = check_logits(models, probes, loss=loss, parity=parity, progress=progress)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
@@ -109,7 +109,7 @@ def _loses_much(finding: Finding) -> bool:
 
 
 def store_reference(
-    checkpoint: Checkpoint, output: Path, asked: Request, *, overwrite: bool = True, progress: Quiet
+    checkpoint: Checkpoint, output: Path, asked: Request, *, overwrite: bool = True, progress: Progress
 ) -> Captured:
     """Run a model on the probes and store its outputs, to judge candidates without the model later.
 
@@ -133,7 +133,7 @@ def store_reference(
         progress.say("loading the model")
         model = model_of(checkpoint, asked, dtype)
         probes, _ = _asked(asked, model, None, progress, directory=checkpoint.path)
-        progress.say(f"running the model: {Cost.of(model, probes, 0).line(_origin(asked, None))}")
+        progress.say(f"running the model: {ComparisonCost.of(model, probes, 0).line(_origin(asked, None))}")
         digest, facts = checkpoint.digest(), {"dtype": dtype, "request": _request(checkpoint, asked)}
         candidate = ModelCandidate(model)
         return capture(
@@ -172,9 +172,9 @@ def made_reference(checkpoint: Checkpoint, output: Path, asked: Request) -> Capt
     try:
         found = Captured.open(output)
     except InputError as error:
-        raise is_there(output, error.message) from error
+        raise already_exists(output, error.message) from error
     if found.facts.get("request") != _request(checkpoint, asked):
-        raise is_there(output, _other_request(found, checkpoint, asked))
+        raise already_exists(output, _other_request(found, checkpoint, asked))
     return found
 
 
@@ -230,7 +230,7 @@ def _media(found: str) -> Finding:
 
 
 def _asked(
-    asked: Request, model: Model, stored: Captured | None, progress: Quiet, *, directory: Path | None = None
+    asked: Request, model: Model, stored: Captured | None, progress: Progress, *, directory: Path | None = None
 ) -> tuple[Sequence[Probe], list[Finding]]:
     """Return the probes with their answers, and a finding that says whose answers are scored."""
     if stored is not None:

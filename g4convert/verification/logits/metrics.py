@@ -19,9 +19,9 @@ from typing import Final
 
 import torch
 
-from g4convert.forward.candidate import Outputs
+from g4convert.forward.candidate import ProbeOutputs
 from g4convert.forward.probe import Probe
-from g4convert.verification.logits.kept import Kept, Projection, States
+from g4convert.verification.logits.kept import KeptProbe, LayerStates, Projection
 from g4convert.verification.logits.pairs import compare
 from g4convert.verification.logits.scores import TokenScores, TopLogits
 from g4convert.verification.logits.states import RouterMetrics, RouterSums, StateMetrics, StateSums, add_states
@@ -124,16 +124,16 @@ class Comparison:
         self._next_sequence = 0
         self._lower_bound = False
 
-    def add(self, probe: Probe, reference: Kept, outputs: Outputs) -> None:
+    def add(self, probe: Probe, reference: KeptProbe, outputs: ProbeOutputs) -> None:
         """Add one probe."""
         if len(probe.scored):
             scores = compare(reference.logits, outputs.rows, probe.targets)
             self.add_scores(probe, scores, lower_bound=isinstance(reference.logits, TopLogits))
         self.add_states(probe, reference, outputs)
 
-    def add_states(self, probe: Probe, reference: Kept, outputs: Outputs) -> None:
+    def add_states(self, probe: Probe, reference: KeptProbe, outputs: ProbeOutputs) -> None:
         """Add the hidden states and chosen experts of one probe; its scores are added by `add_scores`."""
-        expected, found = reference.states, States.of(probe, outputs, self._projection)
+        expected, found = reference.states, LayerStates.of(probe, outputs, self._projection)
         add_states(self._layers, expected.layers, found.layers)
         add_states(self._embedders, expected.embedders, found.embedders)
         for name, chosen in expected.routers.items():

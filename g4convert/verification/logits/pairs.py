@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import torch
 
-from g4convert.forward.logits import Given, Logits, Made, Page, Rows, joined, made_together, pieces
+from g4convert.forward.logits import HeldLogits, Logits, Made, Page, Rows, joined, made_together, pieces
 from g4convert.verification.logits.scores import TokenScores, TopLogits, score, score_top, top_logits
 
 Pair: TypeAlias = tuple[str, str]
@@ -114,5 +114,5 @@ def _together(parts: Sequence[_Known]) -> list[_Known]:
     top = [part for part in parts if isinstance(part, TopLogits)]
     if top:
         return [TopLogits.cat(top)]
-    plain = [part for part in parts if isinstance(part, Made | Given)]
+    plain = [part for part in parts if isinstance(part, Made | HeldLogits)]
     return list(joined(plain))

@@ -15,7 +15,7 @@ from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Finding, Severity
 from g4convert.verification.logits.activations import check_activations
 from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Blamed, Examined, blame, examine
@@ -64,7 +64,7 @@ def trace(
     measured: Mapping[str, Metrics],
     judged: Sequence[Finding],
     *,
-    progress: Quiet,
+    progress: Progress,
 ) -> tuple[list[Finding], dict[str, Blame]]:
     """Compare modules, and search for the modules that cause a failure.
 

@@ -13,9 +13,9 @@ from typing import Final
 from g4convert.checkpoint.declared import Declared
 from g4convert.checkpoint.entries import Entries
 from g4convert.engines import CONTRACTS
-from g4convert.engines.faults import Fault, Stored, judge
+from g4convert.engines.faults import FaultKind, Stored, judge
 from g4convert.engines.matching import Disagreement, Reading
-from g4convert.engines.module import LM_HEAD, Kind, Module
+from g4convert.engines.module import LM_HEAD, Module, ModuleKind
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.weights import Weights
 from g4convert.names import Name
@@ -23,7 +23,7 @@ from g4convert.report import Detail, Finding, Severity
 
 ENGINES: Final = tuple(CONTRACTS)
 
-_BY_NAME: Final = {Fault.IGNORED, Fault.UNTARGETED, Fault.TARGETED, Fault.UNNAMED}
+_BY_NAME: Final = {FaultKind.IGNORED, FaultKind.UNTARGETED, FaultKind.TARGETED, FaultKind.UNNAMED}
 _ELSEWHERE: Final = (
     "model.vision_tower.encoder.layers.0.self_attn.q_proj.linear",
     "model.vision_tower.patch_embedder.input_proj",
@@ -66,10 +66,10 @@ def wrong_forms(weights: Weights, required: Collection[str]) -> Iterator[Finding
         found, expected = "no regular expression", "one that Python's re reads"
         yield Finding("static.ignore", Severity.FAIL, entry, found, expected, detail=Detail.NO_PATTERN)
     stored = weights.forms_read
-    wrong: defaultdict[tuple[str, Fault], list[str]] = defaultdict(list)
+    wrong: defaultdict[tuple[str, FaultKind], list[str]] = defaultdict(list)
     for engine, contract in CONTRACTS.items():
         for problem in judge(contract, weights.architecture, readings[engine], stored):
-            named = problem.fault is not Fault.UNNAMED or stored.get(problem.shard) is not Stored.PACKED
+            named = problem.fault is not FaultKind.UNNAMED or stored.get(problem.shard) is not Stored.PACKED
             if problem.fault in _BY_NAME and named:
                 wrong[problem.shard, problem.fault].append(engine)
     for (shard, fault), engines in wrong.items():
@@ -79,16 +79,16 @@ def wrong_forms(weights: Weights, required: Collection[str]) -> Iterator[Finding
             yield from _names_that_disagree(readings[engine], module, stored, engine, required)
 
 
-def _wrong(module: str, fault: Fault, engines: list[str], required: Collection[str]) -> Finding:
+def _wrong(module: str, fault: FaultKind, engines: list[str], required: Collection[str]) -> Finding:
     everywhere = len(engines) == len(ENGINES)
     found = fault.value if everywhere else f"{fault}, by the names of {' and '.join(engines)}"
     severity = Severity.WARN if set(engines).isdisjoint(required) else Severity.FAIL
     code = "static.lm_head" if module == LM_HEAD else "static.ignore"
     expected = "an entry of `ignore` that names it"
     remedy = "name it in `ignore` as every engine spells it"
-    if fault is Fault.IGNORED:
+    if fault is FaultKind.IGNORED:
         expected, remedy = "no entry of `ignore` that names it", "take that entry out of `ignore`"
-    elif fault is Fault.UNTARGETED:
+    elif fault is FaultKind.UNTARGETED:
         expected, remedy = "a target that names it", "add `Linear` to `targets`"
     return Finding(code, severity, module, found, expected, remedy)
 
@@ -146,7 +146,7 @@ def dead_entries(stored: StoredCheckpoint) -> Iterator[Finding]:
 
 def _experts(module: Module) -> Iterator[str]:
     """Yield the names of the single experts of a fused module, of which engines look up only the first expert's."""
-    if module.kind is Kind.EXPERTS:
+    if module.kind is ModuleKind.EXPERTS:
         yield from (f"{module.name}.{Name(shard).in_experts}" for shard in module.shards)
 
 

@@ -18,7 +18,7 @@ from g4convert.checkpoint.declared import DeclaredGroup
 from g4convert.checkpoint.stored import PackedModule, stored_scheme
 from g4convert.engines import CONTRACTS
 from g4convert.engines.forms import ONE_TARGET
-from g4convert.engines.groups import SomeMisfit, misfits_of_all, taken
+from g4convert.engines.groups import SomeMisfit, grouped_modules, misfits_of_all
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.weights import Weights
 from g4convert.gemma4 import Role
@@ -56,7 +56,7 @@ def groups_of(stored: StoredCheckpoint) -> dict[str, DeclaredGroup]:
     first = next(iter(stored.declared.groups), None) if stored.declared else None
     found = dict.fromkeys(stored.weights.schemes, first)
     for contract in reversed([*CONTRACTS.values()]):
-        found |= {one.shard: one.group for one in taken(contract, stored.weights)}
+        found |= {one.shard: one.group for one in grouped_modules(contract, stored.weights)}
     return {module: group for module, group in found.items() if group is not None}
 
 
@@ -198,7 +198,7 @@ def other_schemes(weights: Weights, required: Collection[str]) -> Iterator[Findi
     """
     members: defaultdict[str, set[str]] = defaultdict(set)
     for contract in CONTRACTS.values():
-        for one in taken(contract, weights):
+        for one in grouped_modules(contract, weights):
             members[one.group.name].add(one.shard)
     alike: defaultdict[SomeMisfit, list[str]] = defaultdict(list)
     for found in misfits_of_all(weights):

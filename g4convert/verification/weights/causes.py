@@ -12,7 +12,7 @@ import numpy as np
 
 from g4convert.array_types import U8
 from g4convert.names import Name
-from g4convert.verification.weights.measured import PackedPair, Tile, measure_tile, read_tile
+from g4convert.verification.weights.measured import PackedPair, RowTile, measure_tile, read_tile
 
 _ROWS: Final = 16
 _PARTNER: Final = {"gate_proj": "up_proj", "up_proj": "gate_proj", "k_proj": "v_proj", "v_proj": "k_proj"}
@@ -34,7 +34,7 @@ def guess(pair: PackedPair, pairs: Mapping[str, PackedPair], limit: float) -> st
     return ""
 
 
-def _undone(tile: Tile) -> Iterator[tuple[str, Tile]]:
+def _undone(tile: RowTile) -> Iterator[tuple[str, RowTile]]:
     """Yield the tile with each accident of scales or codes undone."""
     if not tile.zeros.size:
         yield "its scales have the wrong sign", replace(tile, scale=-tile.scale)
@@ -58,14 +58,14 @@ def _swapped(stored: U8) -> U8:
     return swapped
 
 
-def _transposed(pair: PackedPair, tile: Tile) -> Iterator[tuple[str, Tile]]:
+def _transposed(pair: PackedPair, tile: RowTile) -> Iterator[tuple[str, RowTile]]:
     n, k = pair.source.shape
     if n == k:
         columns: Any = read_tile(pair, 0, n).source[:, : tile.source.shape[0]]
         yield "it is transposed", replace(tile, source=np.ascontiguousarray(columns.T))
 
 
-def _elsewhere(pair: PackedPair, pairs: Mapping[str, PackedPair], tile: Tile) -> Iterator[tuple[str, Tile]]:
+def _elsewhere(pair: PackedPair, pairs: Mapping[str, PackedPair], tile: RowTile) -> Iterator[tuple[str, RowTile]]:
     """Yield the tile with the sources of other modules: gate for up, another expert, another layer."""
     name = Name(pair.name)
     partner = pairs.get(f"{name.owner}.{_PARTNER.get(name.last, '')}")

@@ -12,7 +12,7 @@ _SINGLE: Final = 12
 QUANTIZE_AGAIN: Final = "quantize the source again: this weight was damaged, packed wrongly, or is of another source"
 
 
-def listed(  # noqa: PLR0913, PLR0917 -- a finding has this many parts
+def findings_by_kind(  # noqa: PLR0913, PLR0917 -- a finding has this many parts
     code: str,
     severity: Severity,
     rows: Sequence[Row],

@@ -22,7 +22,7 @@ import numpy as np
 
 from g4convert.array_types import F32, F64, I64, U32
 from g4convert.jit import jit
-from g4convert.verification.weights.lanes import LANES, RUN, WIDTH, Groups, Scratch, blocks_of, load, scratch_for
+from g4convert.verification.weights.lanes import LANES, RUN, WIDTH, GroupPairs, Scratch, blocks_of, load, scratch_for
 from g4convert.verification.weights.plain_rounding import is_plain, round_run, rounded_sums
 from g4convert.verification.weights.stored_codes import measure_run
 
@@ -53,7 +53,7 @@ class Sums(NamedTuple):
 
 
 @jit
-def measure_groups(groups: Groups, num_bits: int, limits: Limits, sums: Sums) -> None:
+def measure_groups(groups: GroupPairs, num_bits: int, limits: Limits, sums: Sums) -> None:
     """Add the sums over all groups to `sums`."""
     half = np.float32((1 << (num_bits - 1)) - _HALF)
     size = groups.scale.size
@@ -63,7 +63,7 @@ def measure_groups(groups: Groups, num_bits: int, limits: Limits, sums: Sums) ->
     for begin in range(0, size, step):
         end = min(size, begin + step)
         blocks = (end - begin + LANES - 1) // LANES
-        some = Groups(
+        some = GroupPairs(
             groups.source[begin * pairs : end * pairs],
             groups.words[begin * words : end * words],
             groups.scale[begin:end],

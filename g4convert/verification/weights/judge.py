@@ -12,9 +12,9 @@ from typing import Final
 from g4convert.names import Name
 from g4convert.report import Finding, Severity
 from g4convert.verification.weights.causes import guess
-from g4convert.verification.weights.findings import QUANTIZE_AGAIN, error_text, listed, percent, span
+from g4convert.verification.weights.findings import QUANTIZE_AGAIN, error_text, findings_by_kind, percent, span
 from g4convert.verification.weights.measured import Measured, PackedPair
-from g4convert.verification.weights.pairs import Compared, KeptPair
+from g4convert.verification.weights.pairs import ElementCounts, KeptPair
 from g4convert.verification.weights.rows import DATA_FREE, Row, band_of
 
 _ZERO: Final = 0.6
@@ -96,8 +96,8 @@ def _errors(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
         plain = sorted(row.plain for row in of_kind)
         return f"up to {of_kind[0].band.usual:.3g} times what plain rounding has, {span(plain)}"
 
-    yield from listed("weights.error", Severity.FAIL, failed, error_text, expected, cause.of)
-    yield from listed("weights.error", Severity.WARN, warned, error_text, expected, remedy=_COMPARE)
+    yield from findings_by_kind("weights.error", Severity.FAIL, failed, error_text, expected, cause.of)
+    yield from findings_by_kind("weights.error", Severity.WARN, warned, error_text, expected, remedy=_COMPARE)
     for (role, bits, group), of_role in _by_scheme(rows).items():
         good = [row for row in of_role if row.ratio <= row.band.usual]
         if good:
@@ -114,7 +114,9 @@ def _huge(rows: Sequence[Row]) -> Iterator[Finding]:
     def found(_: Sequence[Row]) -> str:
         return "the source's weights are not finite, or beyond 1e18, so that their squares exceed float32"
 
-    yield from listed("weights.error", Severity.FAIL, huge, found, "weights of a model's size", remedy=_DIVERGED)
+    yield from findings_by_kind(
+        "weights.error", Severity.FAIL, huge, found, "weights of a model's size", remedy=_DIVERGED
+    )
 
 
 def _by_scheme(rows: Iterable[Row]) -> dict[tuple[str, int, int], list[Row]]:
@@ -132,7 +134,7 @@ def _scales(rows: Sequence[Row]) -> Iterator[Finding]:
         zero = sum(row.sums.zero_scales for row in of_kind)
         return f"{infinite} scales that are not finite, {zero} that are 0 for weights that are not"
 
-    yield from listed("weights.scales", Severity.FAIL, bad, found, "finite, not 0")
+    yield from findings_by_kind("weights.scales", Severity.FAIL, bad, found, "finite, not 0")
     if not bad:
         groups = sum(row.sums.groups for row in rows)
         text = "finite, and 0 only where all weights are"
@@ -151,7 +153,7 @@ def _fit(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
         allowed = sorted(row.may_save for row in of_kind)
         return f"by less than {span(allowed)}: scales that belong to their codes"
 
-    yield from listed("weights.fit", Severity.FAIL, bad, found, expected, cause.of)
+    yield from findings_by_kind("weights.fit", Severity.FAIL, bad, found, expected, cause.of)
     if rows and not bad:
         worst = max(row.removable / row.plain for row in rows)
         text = f"the best scales for the codes would save at most {percent(worst)} of what plain rounding costs"
@@ -164,7 +166,7 @@ def _constant(rows: Sequence[Row]) -> Iterator[Finding]:
     def found(of_kind: Sequence[Row]) -> str:
         return f"every word is {(of_kind[0].sums.one_word or 0) & 0xFFFFFFFF:#010x}"
 
-    yield from listed("weights.constant", Severity.FAIL, bad, found, "codes that vary, as the source does")
+    yield from findings_by_kind("weights.constant", Severity.FAIL, bad, found, "codes that vary, as the source does")
     if not bad:
         yield Finding("weights.constant", Severity.PASS, f"{len(rows)} weights", "words vary where the source does", "")
 
@@ -181,7 +183,7 @@ def _groups(rows: Sequence[Row], method: str | None) -> Iterator[Finding]:
         lost, groups = sum(row.sums.lost_groups for row in of_kind), sum(row.sums.groups for row in of_kind)
         return f"{lost} of {groups} groups are off by more than rounding can be"
 
-    yield from listed("weights.groups", Severity.FAIL, bad, found, "none")
+    yield from findings_by_kind("weights.groups", Severity.FAIL, bad, found, "none")
     if rows and not bad:
         groups = sum(row.sums.groups for row in rows)
         text = "none is off by more than rounding can be"
@@ -205,7 +207,7 @@ def _codes(rows: Sequence[Row]) -> Iterator[Finding]:
 
     expected = f"at most {percent(_ZERO)} zero, {percent(_SATURATED)} saturated, or what plain rounding has"
     bad = [row for row in rows if is_odd(row)]
-    yield from listed("weights.codes", Severity.WARN, bad, found, expected, remedy=_COMPARE)
+    yield from findings_by_kind("weights.codes", Severity.WARN, bad, found, expected, remedy=_COMPARE)
     good = [row for row in rows if not is_odd(row)]
     if good:
         yield Finding("weights.codes", Severity.PASS, f"{len(good)} weights", found(good), expected)
@@ -234,7 +236,7 @@ def _outliers(rows: Sequence[Row]) -> Iterator[Finding]:
             return f"{error_text(of_kind)}, {max(row.ratio for row in of_kind):.2f} of what plain rounding has"
 
         expected = f"about {median:.2f} of it, as the other {len(alike) - len(out)} of its kind"
-        yield from listed("weights.outlier", Severity.INFO, out, found, expected, remedy="")
+        yield from findings_by_kind("weights.outlier", Severity.INFO, out, found, expected, remedy="")
     if count:
         text = "no other sound weight is far worse than those of its kind"
         yield Finding("weights.outlier", Severity.PASS, f"{count} weights", text, "")
@@ -255,18 +257,18 @@ def _exact(rows: Sequence[Row]) -> Iterator[Finding]:
     def exact(of_kind: Sequence[Row]) -> str:
         return f"{span(sorted(row.exact for row in of_kind))} of the groups are exact"
 
-    yield from listed("weights.exact", Severity.WARN, off, exact, expected, remedy=_COMPARE)
+    yield from findings_by_kind("weights.exact", Severity.WARN, off, exact, expected, remedy=_COMPARE)
     yield Finding("weights.exact", Severity.PASS, subject, found, expected)
 
 
-def judged_kept(kept: Sequence[KeptPair], compared: Mapping[str, Compared]) -> Iterator[Finding]:
+def judged_kept(kept: Sequence[KeptPair], compared: Mapping[str, ElementCounts]) -> Iterator[Finding]:
     """Yield findings about kept tensors, whose bytes must be the source's.
 
     Args:
         kept: the kept tensors.
         compared: numbers of elements that differ or are not finite, by name.
     """
-    nothing = Compared()
+    nothing = ElementCounts()
     good = []
     for pair in kept:
         one, count = compared.get(pair.name, nothing), pair.nbytes // pair.itemsize

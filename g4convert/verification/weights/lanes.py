@@ -27,7 +27,7 @@ _BF16_PAIR: Final = 4
 _SIXTEEN, _THIRTY_TWO, _UPPER = np.uint32(16), np.uint64(32), np.uint32(0xFFFF0000)
 
 
-class Groups(NamedTuple):
+class GroupPairs(NamedTuple):
     """Groups of a packed weight and of its source, one after the other; g is a multiple of 8.
 
     Args:
@@ -75,7 +75,7 @@ class Scratch(NamedTuple):
     plain: F32
 
 
-def groups_of(source: NDArray[Any], words: I32, scale: F32, zeros: F32, num_bits: int) -> tuple[Groups, int]:
+def groups_of(source: NDArray[Any], words: I32, scale: F32, zeros: F32, num_bits: int) -> tuple[GroupPairs, int]:
     """Return the groups of some rows, and the number of weights that were added to each to make it end with a word.
 
     Args:
@@ -92,7 +92,7 @@ def groups_of(source: NDArray[Any], words: I32, scale: F32, zeros: F32, num_bits
         source, words = _padded(source, words, points, num_bits, padding)
     pairs = np.uint32 if source.dtype == np.uint16 else np.uint64
     flat = source.reshape(-1).view(pairs), words.reshape(-1).view(np.uint32)
-    return Groups(*flat, scale.reshape(-1), points.reshape(-1)), padding
+    return GroupPairs(*flat, scale.reshape(-1), points.reshape(-1)), padding
 
 
 def _padded(
@@ -139,7 +139,7 @@ def scratch_for(g: int, words: int, source: NDArray[Any]) -> Scratch:
 
 
 @partial(jit, inline=True)
-def load(groups: Groups, at: int, count: int, scratch: Scratch) -> None:
+def load(groups: GroupPairs, at: int, count: int, scratch: Scratch) -> None:
     """Put weights [at, at + count) of each group, and their words, in lanes."""
     size = groups.scale.size
     pairs, words = groups.source.size // size, groups.words.size // size

@@ -34,12 +34,12 @@ from g4convert.checkpoint.reader import Reader
 from g4convert.checkpoint.record import record
 from g4convert.checkpoint.uses import inventory_for
 from g4convert.gemma4 import Architecture
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Finding, grouped
 from g4convert.verification.static.config import read_architecture
 from g4convert.verification.weights.judge import judged_kept, judged_packed
 from g4convert.verification.weights.measured import Measured, PackedPair, measure
-from g4convert.verification.weights.pairs import Compared, KeptPair, Pairing
+from g4convert.verification.weights.pairs import ElementCounts, KeptPair, Pairing
 from g4convert.verification.weights.recorded import check_recorded
 from g4convert.verification.weights.rows import band_of
 
@@ -53,7 +53,7 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
     out: Checkpoint,
     source: Checkpoint,
     *,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
     workers: int | None = None,
     table: list[dict[str, Any]] | None = None,
     recorded: bool = False,
@@ -84,8 +84,8 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
         pieces = [*_packed_pieces(packed), *_kept_pieces(kept, plain, written)]
         with ThreadPoolExecutor(1) as aside:
             decoded = aside.submit(_recorded if recorded else _decoded, packed)
-            measured, different = _sums(_run(pieces, progress or Quiet(), workers or len(os.sched_getaffinity(0))))
-            (progress or Quiet()).step("comparing some rows with compressed-tensors", 1, "part")
+            measured, different = _sums(_run(pieces, progress or Progress(), workers or len(os.sched_getaffinity(0))))
+            (progress or Progress()).step("comparing some rows with compressed-tensors", 1, "part")
             yield from decoded.result()
         if table is not None:
             table += (_row(name, sums) for name, sums in measured.items())
@@ -125,7 +125,7 @@ def _row(name: str, sums: Measured) -> dict[str, Any]:
     }
 
 
-Result = Measured | Compared
+Result = Measured | ElementCounts
 """Sums of a piece of a packed weight, or of a kept tensor."""
 _Piece = tuple[str, int, Callable[[], Result]]
 """Name of the tensor, bytes to read, and the call that does the work."""
@@ -150,11 +150,11 @@ def _kept_pieces(kept: list[KeptPair], plain: Reader, written: Reader) -> Iterat
             yield pair.name, 2 * nbytes, partial(_differing, pair, begin, nbytes, plain, written)
 
 
-def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: Reader) -> Compared:
+def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: Reader) -> ElementCounts:
     """Return the numbers of elements that differ, and of those that are not finite."""
     size = nbytes if pair.moved else min(nbytes, _BLOCK)
     one, other = np.empty((2, size), np.uint8)
-    total = Compared()
+    total = ElementCounts()
     for at in range(begin, begin + nbytes, size):
         count = min(size, begin + nbytes - at)
         plain.read_into(pair.source[0], pair.source[1] + at, one[:count].data)
@@ -163,11 +163,11 @@ def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: 
         if pair.moved:
             first = np.moveaxis(first.reshape(pair.moved), -1, 1).reshape(-1)
         endless = int(np.count_nonzero(first & pair.exponent == pair.exponent)) if pair.exponent else 0
-        total += Compared(int(np.count_nonzero(first != second)), endless)
+        total += ElementCounts(int(np.count_nonzero(first != second)), endless)
     return total
 
 
-def _run(pieces: list[_Piece], progress: Quiet, workers: int) -> Iterator[tuple[str, Result]]:
+def _run(pieces: list[_Piece], progress: Progress, workers: int) -> Iterator[tuple[str, Result]]:
     """Run all pieces on `workers` threads, and yield their results in the order of the pieces."""
     progress.start(sum(nbytes for _, nbytes, _ in pieces), 0)
     with ThreadPoolExecutor(workers) as pool:
@@ -180,10 +180,10 @@ def _call(piece: _Piece) -> Result:
     return piece[2]()
 
 
-def _sums(results: Iterator[tuple[str, Result]]) -> tuple[dict[str, Measured], dict[str, Compared]]:
+def _sums(results: Iterator[tuple[str, Result]]) -> tuple[dict[str, Measured], dict[str, ElementCounts]]:
     """Add up the results of the pieces of each packed weight and of each kept tensor."""
     measured: defaultdict[str, Measured] = defaultdict(Measured)
-    different: defaultdict[str, Compared] = defaultdict(Compared)
+    different: defaultdict[str, ElementCounts] = defaultdict(ElementCounts)
     for name, result in results:
         if isinstance(result, Measured):
             measured[name] += result

@@ -90,7 +90,7 @@ class PackedPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
+class RowTile:
     """Some rows of a packed weight and of its source.
 
     Args:
@@ -182,9 +182,9 @@ def measure(pair: PackedPair, begin: int, end: int) -> Measured:
     return total
 
 
-def read_tile(pair: PackedPair, begin: int, end: int) -> Tile:
+def read_tile(pair: PackedPair, begin: int, end: int) -> RowTile:
     """Read rows [begin, end) of a packed weight and of its source."""
-    return Tile(
+    return RowTile(
         words=pair.words.rows(begin, end),
         scale=_float(pair.scale.rows(begin, end)),
         zeros=_zeros(pair, begin, end),
@@ -220,7 +220,7 @@ def _zeros(pair: PackedPair, begin: int, end: int) -> F32:
     return zeros[begin - first * each : end - first * each]
 
 
-def measure_tile(tile: Tile) -> Measured:
+def measure_tile(tile: RowTile) -> Measured:
     """Return the sums over a tile."""
     groups, padding = groups_of(tile.source, tile.words, tile.scale, tile.zeros, tile.num_bits)
     g = tile.source.size // tile.scale.size

@@ -15,7 +15,7 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize
 
 from g4convert.names import Name
 from g4convert.report import Finding, Severity, grouped
-from g4convert.verification.weights.measured import PackedPair, Tile, measure_tile, read_tile
+from g4convert.verification.weights.measured import PackedPair, RowTile, measure_tile, read_tile
 
 _ROWS: Final = 32
 _AGREE: Final = 2.0**-12
@@ -39,7 +39,7 @@ def check_decoder(packed: Mapping[str, PackedPair]) -> Iterator[Finding]:
         yield Finding("weights.decoder", Severity.PASS, subject, "compressed-tensors' code leaves the same error", "")
 
 
-def error_of(tile: Tile) -> tuple[float, float]:
+def error_of(tile: RowTile) -> tuple[float, float]:
     """Return the squared error of a tile dequantized by compressed-tensors, and its squared weights, in float64."""
     shape = torch.Size(tile.source.shape)
     groups = tile.scale.shape[1]

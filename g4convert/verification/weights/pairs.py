@@ -46,14 +46,14 @@ class KeptPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ElementCounts:
     """Numbers of a kept tensor's elements that differ from the source's, and that are NaN or infinite there."""
 
     different: int = 0
     endless: int = 0
 
-    def __add__(self, other: "Compared") -> "Compared":
-        return Compared(self.different + other.different, self.endless + other.endless)
+    def __add__(self, other: "ElementCounts") -> "ElementCounts":
+        return ElementCounts(self.different + other.different, self.endless + other.endless)
 
 
 @dataclass(frozen=True, slots=True)

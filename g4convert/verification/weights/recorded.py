@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from g4convert.report import Finding, Severity
-from g4convert.verification.weights.measured import Tile, measure_tile
+from g4convert.verification.weights.measured import RowTile, measure_tile
 
 _ROWS: Final = 4
 _AGREE: Final = 2.0**-12
@@ -60,7 +60,7 @@ def check_recorded() -> Iterator[Finding]:
         yield Finding("weights.decoder", Severity.PASS, f"small weights of {len(RECORDED)} forms", text, "")
 
 
-def tile_of(form: Form) -> Tile:
+def tile_of(form: Form) -> RowTile:
     """Return a deterministic tile: every code occurs, scales have both signs, and the source is unrelated to both."""
     groups = form.k // form.group
     number = np.arange(_ROWS * form.k * form.num_bits // 32, dtype=np.uint64)
@@ -69,7 +69,7 @@ def tile_of(form: Form) -> Tile:
     scale = ((at * 29 % 17 - 8.5) / 64).astype(np.float32)
     zeros = (at * 11 % 15 - 7).astype(np.float32) if form.zeros else np.empty(0, np.float32)
     source = ((np.arange(_ROWS * form.k) * 37 % 101 - 50) / 64).astype(np.float32)
-    return Tile(
+    return RowTile(
         words=words.reshape(_ROWS, -1),
         scale=scale.reshape(_ROWS, groups),
         zeros=zeros.reshape(_ROWS, groups) if form.zeros else zeros.reshape(0, 0),

@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.triton import autotune, bench, candidates, fused, tiles, timing
 from g4convert.forward.triton.tiles import Shape, Tile
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -108,18 +108,18 @@ def test_a_short_time_that_was_luck_does_not_decide(tmp_path: Path) -> None:
     assert sum(asked.values()) <= len(asked) + 5, "only the best ones, and the one that ships, are measured again"
 
 
-class Tiles(Quiet):
+class Tiles(Progress):
     """Counts what progress is told."""
 
     total = done = 0
 
     def step(self, name: str, total: int, unit: str) -> None:
-        """See `Quiet`."""
+        """See `Progress`."""
         assert (name, unit) == ("measuring", "tiles")
         self.total = total
 
     def tick(self, count: int, name: str = "") -> None:
-        """See `Quiet`."""
+        """See `Progress`."""
         assert name
         self.done += count
 
@@ -214,7 +214,7 @@ def interpreter() -> Iterator[Interpreter]:
 
 
 def benched(shapes: list[Shape], damage: str) -> list[tuple[Shape, Tile, float]]:
-    """Time two tiles by `Bench` in Triton's interpreter, one of them damaged, a run taking a second."""
+    """Time two tiles by `LayerBench` in Triton's interpreter, one of them damaged, a run taking a second."""
     from g4convert.forward.triton import fused  # noqa: PLC0415 - after TRITON_INTERPRET is set
 
     product = fused.product
@@ -244,7 +244,7 @@ def benched(shapes: list[Shape], damage: str) -> list[tuple[Shape, Tile, float]]
 
     fused.product = damaged
     try:
-        one = bench.Bench(shapes, torch.device("cpu"), clock)
+        one = bench.LayerBench(shapes, torch.device("cpu"), clock)
         some = [(shape, tile) for shape in shapes for tile in (FINE, BAD)]
         said = list(one.try_out(some))
         assert said[-1] == f"{len(said)} of {len(said)} variants compiled"
@@ -309,15 +309,15 @@ def nothing(*_: object) -> None:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompilesOnly]:
     made, kernels = CompilesOnly(), (fused.matmul, fused.align)
-    check = bench.Bench._check  # noqa: SLF001 - what runs, without the numbers that it looks at
+    check = bench.LayerBench._check  # noqa: SLF001 - what runs, without the numbers that it looks at
 
-    def ran(self: bench.Bench, kind: tiles.Kind, tile: Tile, *rest: Any) -> tuple[tuple[tiles.Kind, Tile], str]:  # noqa: ANN401 - passed on
+    def ran(self: bench.LayerBench, kind: tiles.Kind, tile: Tile, *rest: Any) -> tuple[tuple[tiles.Kind, Tile], str]:  # noqa: ANN401 - passed on
         with pytest.raises(RuntimeError, match="meta tensors"):
             check(self, kind, tile, *rest)
         return (kind, tile), ""
 
-    monkeypatch.setattr(bench.Bench, "_check", ran)
-    monkeypatch.setattr(bench.Bench, "_expected", lambda *_: torch.empty(1, device="meta"))
+    monkeypatch.setattr(bench.LayerBench, "_check", ran)
+    monkeypatch.setattr(bench.LayerBench, "_expected", lambda *_: torch.empty(1, device="meta"))
     monkeypatch.setattr("triton.compiler.compile", made.compile)
     for kernel in kernels:
         kernel.device_caches.clear()
@@ -343,7 +343,7 @@ def test_a_26b_needs_as_many_variants_as_is_said_and_none_while_it_is_timed(driv
 
     layers = itertools.groupby(shapes_of_26b(), lambda shape: (shape.kind == "linear") * (shape.n, shape.k))
     for shapes in (list(some) for _, some in layers):
-        one = bench.Bench(shapes, torch.device("meta"), clock)
+        one = bench.LayerBench(shapes, torch.device("meta"), clock)
         some = [(s, tile) for s in shapes for tile in candidates.candidates_for(s, candidates.CANDIDATES, HOPPER)]
         assert list(one.try_out(some))
         timed += len(some)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 pytest.importorskip("triton")
 
-from g4convert.forward.triton.autotune import Choice
+from g4convert.forward.triton.autotune import TileChoice
 from g4convert.forward.triton.tiles import Shape, Tile
 from g4convert.forward.triton.timing import random_packed
 
@@ -248,8 +248,8 @@ def test_rows_of_the_table_that_ships_follow_from_what_was_measured(module: Modu
     tune = module("gpu_tune")
     flat, tall = Tile(16, 32, 256, 2, 3), Tile(64, 128, 256, 8, 2)
 
-    def choice(best: Tile, times: dict[Tile, float]) -> Choice:
-        return Choice(best, times[best], flat, times[flat], times)
+    def choice(best: Tile, times: dict[Tile, float]) -> TileChoice:
+        return TileChoice(best, times[best], flat, times[flat], times)
 
     def linear(n: int, rows: int) -> Shape:
         return Shape("linear", 1, n, 64, 32, rows)

@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.load import load
-from g4convert.forward.logits import Given
+from g4convert.forward.logits import HeldLogits
 from g4convert.forward.probe import Probe
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Severity
 from g4convert.request import EngineName, Level, Request
 from g4convert.verification import profiles
-from g4convert.verification.engine.judge import Measured, judged_parity
+from g4convert.verification.engine.judge import MeasuredParity, judged_parity
 from g4convert.verification.engine.level import check_engine, counted, joined, run_engine
-from g4convert.verification.engine.prompts import Refused, Unfilled, prompts_of
-from g4convert.verification.engine.scores import Parity, Sums, score_answer
-from g4convert.verification.logits.kept import NOTHING, Kept
+from g4convert.verification.engine.prompts import EngineRefusal, Unfilled, prompts_of
+from g4convert.verification.engine.scores import AnswerSums, Parity, score_answer
+from g4convert.verification.logits.kept import NOTHING, KeptProbe
 from g4convert.verification.logits.scores import TopLogits, score, top_logits
 from g4convert.verification.probes.suite import make_probes
 
@@ -165,7 +165,7 @@ def judged(written: Written) -> Callable[..., Judged]:
         with torch.no_grad():
             if fault is not None:
                 fault(engine.model)
-        return check_engine(engine, right[family], found, progress=Quiet())
+        return check_engine(engine, right[family], found, progress=Progress())
 
     return judge
 
@@ -206,11 +206,11 @@ class Stubborn(ModelEngine):
     def start(self, longest: int, top: int) -> object:  # type: ignore[override]
         if self.place == "prompt":
             return super().start(longest, top)
-        raise Refused("Found different quantization schemes", self.place)
+        raise EngineRefusal("Found different quantization schemes", self.place)
 
     def score(self, prompt: object) -> TopLogits:
         del prompt
-        raise Refused("not this", "prompt")
+        raise EngineRefusal("not this", "prompt")
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_refusals_and_missing_weights_are_failures(text_out: Path) -> None:
     probes = make_probes(model, text_out, kinds=("prose",), tokens=1)
 
     def found(engine: ModelEngine) -> dict[str, list[str]]:
-        judged = check_engine(engine, model, probes, progress=Quiet())
+        judged = check_engine(engine, model, probes, progress=Progress())
         assert not judged.metrics
         return failures(judged.findings)
 
@@ -249,11 +249,11 @@ def test_top_tokens_may_differ_by_chance(agrees: float, severity: Severity) -> N
     def parity(share: float) -> Parity:
         other = p.clone()
         other[: round((1 - share) * n), 0] -= 2e-3
-        sums = Sums()
-        sums.add(probe, Kept(Given(p), NOTHING), top_logits(other, targets, 3))
+        sums = AnswerSums()
+        sums.add(probe, KeptProbe(HeldLogits(p), NOTHING), top_logits(other, targets, 3))
         return sums.parity()
 
-    measured = Measured(parity(agrees), {"noise": parity(0.97)})
+    measured = MeasuredParity(parity(agrees), {"noise": parity(0.97)})
     found = {one.code: one.severity for one in judged_parity(measured, profiles.load("parity"))}
     assert found["engine.parity.top1_agreement"] is severity
 
@@ -270,11 +270,11 @@ def test_what_no_answer_shows_passes_whatever_the_floor_is(off: float, severity:
     def parity(less: float) -> Parity:
         other = p.clone()
         other[:, 0] -= less / (1 - p.softmax(-1)[:, 0])  # so that its log-probability is lower by `less`
-        sums = Sums()
-        sums.add(probe, Kept(Given(p), NOTHING), top_logits(other, targets, 3))
+        sums = AnswerSums()
+        sums.add(probe, KeptProbe(HeldLogits(p), NOTHING), top_logits(other, targets, 3))
         return sums.parity()
 
-    found = judged_parity(Measured(parity(off), {"noise": parity(4e-6)}), profiles.load("parity"))
+    found = judged_parity(MeasuredParity(parity(off), {"noise": parity(4e-6)}), profiles.load("parity"))
     assert {one.severity for one in found if one.code == "engine.logprobs"} == {severity}
 
 
@@ -283,9 +283,9 @@ def test_an_engine_in_bfloat16_has_its_floor(text_out: Path) -> None:
     model = load(text_out, packed=False)
     half = load(text_out, packed=False, dtype="bfloat16")
     probes = make_probes(model, text_out, kinds=("prose",), tokens=1)
-    judged = check_engine(ModelEngine(half, dtype="bfloat16"), model, probes, half=lambda: half, progress=Quiet())
+    judged = check_engine(ModelEngine(half, dtype="bfloat16"), model, probes, half=lambda: half, progress=Progress())
     assert not failures(judged.findings)
-    strict = check_engine(ModelEngine(half), model, probes, progress=Quiet())
+    strict = check_engine(ModelEngine(half), model, probes, progress=Progress())
     assert "engine.logprobs" in failures(strict.findings)
 
 
@@ -294,11 +294,11 @@ def test_an_engine_whose_pictures_are_causal_is_compared_so(dense: Path) -> None
     model, other = load(dense), load(dense)
     other.config.get_text_config().use_bidirectional_attention = None
     probes = make_probes(model, dense, kinds=("image",))
-    judged = check_engine(ModelEngine(other, causal=True), model, probes, progress=Quiet())
+    judged = check_engine(ModelEngine(other, causal=True), model, probes, progress=Progress())
     assert not failures(judged.findings)
     assert any("pictures that see themselves" in one.found for one in judged.findings)
     assert model.config.get_text_config().use_bidirectional_attention == "vision"
-    assert "engine.logprobs" in failures(check_engine(ModelEngine(other), model, probes, progress=Quiet()).findings)
+    assert "engine.logprobs" in failures(check_engine(ModelEngine(other), model, probes, progress=Progress()).findings)
 
 
 # ---- the command
@@ -374,6 +374,6 @@ def test_a_drafter_is_not_served_alone(
     monkeypatch.setattr("g4convert.verification.engine.level.vllm", lambda *_, **__: nullcontext(None))
     out = tmp_path / "out"
     quantized(checkpoints("assistant"), out)
-    found = run_engine(Request(out, engine=EngineName.VLLM), Checkpoint.open(out), progress=Quiet())
+    found = run_engine(Request(out, engine=EngineName.VLLM), Checkpoint.open(out), progress=Progress())
     assert [(one.code, one.severity) for one in found.findings] == [("engine.stopped", Severity.INCONCLUSIVE)]
     assert "drafter" in found.findings[0].found

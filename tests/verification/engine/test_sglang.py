@@ -15,10 +15,10 @@ from helpers.served import logits_of
 
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.load import load
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Severity
 from g4convert.verification.engine.level import check_engine, counted
-from g4convert.verification.engine.prompts import Prompt, Refused
+from g4convert.verification.engine.prompts import EngineRefusal, Prompt
 from g4convert.verification.engine.sglang import Sglang, sglang
 from g4convert.verification.probes.suite import make_probes
 
@@ -120,7 +120,7 @@ def asked(out: Path, answers: dict[str, Any], *, timeout: float = 20) -> Iterato
 def test_a_server_with_the_right_model_passes(out: Path, model: Model) -> None:
     probes = [counted(one) for one in make_probes(model, out, kinds=("prose", "batch", "image"), tokens=1)]
     with asked(out, {"/model_info": info(out), "/generate": generate(model)}) as engine:
-        findings = check_engine(engine, model, probes, progress=Quiet()).findings
+        findings = check_engine(engine, model, probes, progress=Progress()).findings
     assert not [one for one in findings if one.severity in {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}]
     passed = [one.subject.partition(" ")[0] for one in findings if one.code == "engine.logprobs"]
     assert passed == ["all", "prose", "batch"]
@@ -134,7 +134,7 @@ def test_a_server_with_other_numbers_fails(out: Path, model: Model) -> None:
     other.get_decoder().layers[1].layer_scalar.fill_(1)
     probes = [counted(one) for one in make_probes(model, out, kinds=("prose",), tokens=1)]
     with asked(out, {"/model_info": info(out), "/generate": generate(other)}) as engine:
-        findings = check_engine(engine, model, probes, progress=Quiet()).findings
+        findings = check_engine(engine, model, probes, progress=Progress()).findings
     assert "engine.logprobs" in {one.code for one in findings if one.severity is Severity.FAIL}
 
 
@@ -196,7 +196,7 @@ def test_a_prompt_that_the_server_refuses_is_told_in_its_words(out: Path) -> Non
     answers = {"/model_info": info(out), "/generate": (400, b'{"error": "longer than the context length"}')}
     with asked(out, answers) as engine:
         engine.start(9, 4)
-        with pytest.raises(Refused, match="longer than the context length"):
+        with pytest.raises(EngineRefusal, match="longer than the context length"):
             engine.score(PROMPT)
 
 

@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 
 from g4convert.errors import EnvironmentFault
 from g4convert.forward.load import load
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Finding, Severity
 from g4convert.verification.engine.level import check_engine, counted
-from g4convert.verification.engine.prompts import Refused, prompts_of
+from g4convert.verification.engine.prompts import EngineRefusal, prompts_of
 from g4convert.verification.engine.vllm import Vllm, vllm
 from g4convert.verification.probes.suite import make_probes
 
@@ -91,7 +91,7 @@ def judged(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     def judge(fault: str, served_model: Model = model) -> list[Finding]:
         answers = kept(tmp_path_factory.mktemp("answers") / "logits.safetensors", served_model, probes)
         with served(out, out, fault, answers=answers) as engine:
-            return [*check_engine(engine, model, probes, progress=Quiet()).findings]
+            return [*check_engine(engine, model, probes, progress=Progress()).findings]
 
     return judge
 
@@ -114,7 +114,7 @@ def test_a_key_that_vllm_needs_is_supplied_and_told(out: Path, tmp_path: Path) -
     model = load(lacking, packed=False)
     probes = [counted(one) for one in make_probes(model, lacking, kinds=("prose",), tokens=1)]
     with served(lacking, out, answers=kept(tmp_path / "logits.safetensors", model, probes)) as engine:
-        findings = [*check_engine(engine, model, probes, progress=Quiet()).findings]
+        findings = [*check_engine(engine, model, probes, progress=Progress()).findings]
     assert codes(findings, Severity.WARN) == {"engine.config": ["vision_config.default_output_length"]}
     assert "engine.load" in codes(findings, Severity.PASS)
 
@@ -163,7 +163,10 @@ def test_an_unexpected_tensor_is_the_engines_own_message(out: Path, tmp_path: Pa
     bad = tmp_path / "bad"
     shutil.copytree(out, bad)
     rewrite(bad, lambda held: held.update({"model.language_model.layers.0.extra": torch.ones(1)}))
-    with served(bad, out) as engine, pytest.raises(Refused, match=r"no module or parameter named .*extra") as refused:
+    with (
+        served(bad, out) as engine,
+        pytest.raises(EngineRefusal, match=r"no module or parameter named .*extra") as refused,
+    ):
         engine.start(16, 4)
     assert refused.value.place == "load"
     assert "ValueError" in refused.value.log

@@ -10,7 +10,7 @@ import pytest
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.report import Finding, Severity
 from g4convert.verification import profiles
-from g4convert.verification.logits.advice import Way, is_right, measured_on, ways, with_advice
+from g4convert.verification.logits.advice import BetterRecipe, is_right, measured_on, ways, with_advice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 FAIL, WARN, PASS = Severity.FAIL, Severity.WARN, Severity.PASS
 WAYS = (
-    Way("-r w8a16-g32", "8 bits", 0.0003, 0.0004, limit=0.05, passes=True, fails=False, nbytes=1_500_000, name="W8A16"),
+    BetterRecipe(
+        "-r w8a16-g32", "8 bits", 0.0003, 0.0004, limit=0.05, passes=True, fails=False, nbytes=1_500_000, name="W8A16"
+    ),
 )
 ROLES = [{"module": name, "kind": "role", "share": share} for name, share in (("mlp", 0.6), ("attention", -0.1))]
 

@@ -9,13 +9,13 @@ from helpers.prompts import first_of_each
 from safetensors.torch import save_file
 
 from g4convert.errors import InputError
-from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
+from g4convert.forward.candidate import ModelCandidate, ProbeOutputs, run_all
 from g4convert.forward.load import load
-from g4convert.forward.logits import Given
+from g4convert.forward.logits import HeldLogits
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits import capture as capturing
 from g4convert.verification.logits.capture import Captured, capture
-from g4convert.verification.logits.kept import Kept
+from g4convert.verification.logits.kept import KeptProbe
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.probes.suite import digest, make_probes
 
@@ -50,7 +50,7 @@ def judged(stored: Captured, candidate: ModelCandidate) -> Metrics:
 
 def judged_live(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe]) -> Metrics:
     comparison = Comparison(experts=12)
-    for probe, kept in zip(probes, run_all(reference, probes, Kept.of), strict=True):
+    for probe, kept in zip(probes, run_all(reference, probes, KeptProbe.of), strict=True):
         comparison.add(probe, kept, candidate.run(probe))
     return comparison.metrics()
 
@@ -83,9 +83,9 @@ def test_layers_stay_in_order(tmp_path: Path) -> None:
     class Deep:
         model = None
 
-        def run(self, _: object) -> Outputs:
-            return Outputs(
-                Given(torch.randn(4, 20)), layers={f"layers.{number}": torch.ones(8, 4) for number in range(12)}
+        def run(self, _: object) -> ProbeOutputs:
+            return ProbeOutputs(
+                HeldLogits(torch.randn(4, 20)), layers={f"layers.{number}": torch.ones(8, 4) for number in range(12)}
             )
 
     capture(Deep(), [probe], tmp_path / "ref", source="")

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from g4convert.errors import FormatError, InputError
-from g4convert.forward.candidate import Outputs
-from g4convert.forward.logits import Given
+from g4convert.forward.candidate import ProbeOutputs
+from g4convert.forward.logits import HeldLogits
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits import capture as capturing
 from g4convert.verification.logits.capture import Captured, capture
@@ -30,11 +30,11 @@ class Model:
 
     model = None
 
-    def run(self, probe: Probe) -> Outputs:
+    def run(self, probe: Probe) -> ProbeOutputs:
         """Answer at random."""
         tokens = probe.response.numel()
         states = {f"layers.{number}": torch.ones(tokens, 100) for number in range(2)}
-        return Outputs(Given(torch.randn(len(probe.targets), 20)), layers=states)
+        return ProbeOutputs(HeldLogits(torch.randn(len(probe.targets), 20)), layers=states)
 
 
 CONFIG = SimpleNamespace(vocab_size=20, num_hidden_layers=2)

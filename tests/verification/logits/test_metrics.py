@@ -8,14 +8,14 @@ import pytest
 import torch
 from helpers.prompts import first_of_each
 
-from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
+from g4convert.forward.candidate import ModelCandidate, ProbeOutputs, run_all
 from g4convert.forward.load import load
-from g4convert.forward.logits import Given, Head, Made, Page
+from g4convert.forward.logits import Head, HeldLogits, Made, Page
 from g4convert.forward.probe import Probe
 from g4convert.report import Report
 from g4convert.verification import gates, profiles
 from g4convert.verification.logits import scores
-from g4convert.verification.logits.kept import Kept, Projection
+from g4convert.verification.logits.kept import KeptProbe, Projection
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, Metrics
 from g4convert.verification.logits.pairs import score_pairs
 from g4convert.verification.logits.scores import TokenScores, cosine, score, score_top, top_logits
@@ -39,7 +39,7 @@ def probe(name: str = "one", bucket: str = "prose", *, rows: int = 2, tokens: in
     return Probe.of(name, bucket, {"input_ids": ids, "attention_mask": mask}, answers)
 
 
-def outputs(of: Probe, *, seed: int = 0, noise: float = 0.0) -> Outputs:
+def outputs(of: Probe, *, seed: int = 0, noise: float = 0.0) -> ProbeOutputs:
     """Logits before and after softcap, two layers and a router, with noise on all."""
     t = of.response.numel()
     raw = (drawn(t, VOCABULARY, seed=seed) + noise * drawn(t, VOCABULARY, seed=seed + 100, scale=1))[of.scored]
@@ -47,13 +47,15 @@ def outputs(of: Probe, *, seed: int = 0, noise: float = 0.0) -> Outputs:
         f"layers.{n}": drawn(t, 96, seed=seed + n) + noise * drawn(t, 96, seed=seed + 50 + n, scale=1) for n in (0, 1)
     }
     routers = {"layers.0": drawn(t, 8, seed=seed).add(noise * drawn(t, 8, seed=7)).topk(2).indices}
-    return Outputs(Given(30 * (raw / 30).tanh(), raw), layers, {"embed_vision": drawn(6, 96, seed=seed)}, routers)
+    return ProbeOutputs(
+        HeldLogits(30 * (raw / 30).tanh(), raw), layers, {"embed_vision": drawn(6, 96, seed=seed)}, routers
+    )
 
 
-def compared(pairs: list[tuple[Probe, Outputs, Outputs]], **options: object) -> Metrics:
+def compared(pairs: list[tuple[Probe, ProbeOutputs, ProbeOutputs]], **options: object) -> Metrics:
     comparison = Comparison(experts=8, **options)
     for one, reference, candidate in pairs:
-        comparison.add(one, Kept.of(one, reference), candidate)
+        comparison.add(one, KeptProbe.of(one, reference), candidate)
     return comparison.metrics()
 
 
@@ -90,7 +92,7 @@ def test_a_real_model_against_itself_is_exact(e2b: Path) -> None:
     model = ModelCandidate(load(e2b))
     probes = first_of_each(make_probes(model.model, e2b, kinds=["prose", "batch", "image"], tokens=1))
     comparison = Comparison()
-    for one, kept in zip(probes, run_all(model, probes, Kept.of), strict=True):
+    for one, kept in zip(probes, run_all(model, probes, KeptProbe.of), strict=True):
         comparison.add(one, kept, model.run(one))
     found = comparison.metrics()
     assert (found.kl_max, found.rms_dp, found.logit_max_diff, found.ppl_ratio, found.logit_cosine) == (0, 0, 0, 1, 1)
@@ -294,7 +296,7 @@ def test_projection_keeps_lengths_and_equality() -> None:
     assert torch.equal(projection(states[:, :64]), states[:, :64])
     one = probe()
     comparison = Comparison(projection=projection)
-    comparison.add(one, Kept.of(one, outputs(one), projection=projection), outputs(one))
+    comparison.add(one, KeptProbe.of(one, outputs(one), projection=projection), outputs(one))
     assert comparison.metrics().sqnr_min == float("inf")
 
 
@@ -338,7 +340,7 @@ def test_every_metric_of_a_profile_is_measured() -> None:
 class Bare:
     """A model that shows logits only, as an engine does."""
 
-    rows: Given
+    rows: HeldLogits
     layers: dict[str, torch.Tensor] = field(default_factory=dict)
     embedders: dict[str, torch.Tensor] = field(default_factory=dict)
     routers: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -346,7 +348,7 @@ class Bare:
 
 def test_a_candidate_may_show_logits_only() -> None:
     one = probe()
-    found = compared([(one, outputs(one), Bare(Given(outputs(one).logits)))])
+    found = compared([(one, outputs(one), Bare(HeldLogits(outputs(one).logits)))])
     assert found.kl_max == found.logit_max_diff == 0
     assert str(found.sqnr_min) == str(found.router_jaccard_min) == "nan"
     assert found.layers == ()

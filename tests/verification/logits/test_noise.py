@@ -10,7 +10,7 @@ from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
 from g4convert.forward.probe import Probe
 from g4convert.verification import profiles
-from g4convert.verification.logits.kept import Kept
+from g4convert.verification.logits.kept import KeptProbe
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.logits.noise import EPSILON, floor, noisy, worse
 from g4convert.verification.logits.parts import decoder_layers
@@ -29,7 +29,7 @@ def prose(dense: Path, dense_model: ModelCandidate) -> Probe:
 
 def against_itself(model: ModelCandidate, probe: Probe, epsilon: float, *, seed: int = 0) -> Metrics:
     comparison = Comparison()
-    expected = Kept.of(probe, model.run(probe))
+    expected = KeptProbe.of(probe, model.run(probe))
     with noisy(list(decoder_layers(model.model).values()), epsilon, seed=seed):
         comparison.add(probe, expected, model.run(probe))
     return comparison.metrics()
@@ -53,7 +53,7 @@ def test_noise_has_the_stated_size(dense_model: ModelCandidate, prose: Probe) ->
 
 def test_float32_noise_is_above_float32_rounding(dense_model: ModelCandidate, prose: Probe, dense: Path) -> None:
     wide = ModelCandidate(load(dense).double())
-    exact = Kept.of(prose, wide.run(prose))
+    exact = KeptProbe.of(prose, wide.run(prose))
     comparison = Comparison()
     comparison.add(prose, exact, dense_model.run(prose))
     rounding = comparison.metrics()
@@ -64,7 +64,7 @@ def test_float32_noise_is_above_float32_rounding(dense_model: ModelCandidate, pr
 def test_floor_of_a_model_lets_something_be_told(dense: Path, dense_model: ModelCandidate, prose: Probe) -> None:
     rounded = ModelCandidate(load(dense, dtype="bfloat16"))
     comparison = Comparison()
-    comparison.add(prose, Kept.of(prose, dense_model.run(prose)), rounded.run(prose))
+    comparison.add(prose, KeptProbe.of(prose, dense_model.run(prose)), rounded.run(prose))
     sources = {"rounding": comparison.metrics(), "noise": against_itself(rounded, prose, EPSILON["bfloat16"])}
     found = floor(sources)
     assert found.values["kl_mean"] == max(metrics.kl_mean for metrics in sources.values())

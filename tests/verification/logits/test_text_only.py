@@ -9,7 +9,7 @@ from helpers.grids import every
 from helpers.program import brief
 
 from g4convert.checkpoint.uses import original
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.logits.level import store_reference
@@ -39,7 +39,7 @@ def test_a_text_only_output_against_its_multimodal_original(
     live = verify(Request(out, source, Level.LOGITS))
     assert parity_holds(live)
     assert media(live) == ["none: the checkpoint is the text model alone"]
-    store_reference(original(source), stored, Request(source, dtype="float32"), progress=Quiet())
+    store_reference(original(source), stored, Request(source, dtype="float32"), progress=Progress())
     later = verify(Request(out, stored, Level.LOGITS))
     assert parity_holds(later)
     (found,) = media(later)

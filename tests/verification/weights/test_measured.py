@@ -17,20 +17,20 @@ from g4convert.verification.weights import measured as module
 from g4convert.verification.weights import oracle as weights_oracle
 from g4convert.verification.weights import recorded as weights_recorded
 from g4convert.verification.weights.level import check_weights
-from g4convert.verification.weights.measured import Measured, Tile, measure_tile
+from g4convert.verification.weights.measured import Measured, RowTile, measure_tile
 from g4convert.verification.weights.oracle import error_of
 from g4convert.verification.weights.recorded import RECORDED, Form
 
 SUMS = ("signal", "error", "removable", "plain_error", "plain_removable")
 
 
-def exactly(codes: torch.Tensor, bits: int, *, points: torch.Tensor | None = None) -> Tile:
+def exactly(codes: torch.Tensor, bits: int, *, points: torch.Tensor | None = None) -> RowTile:
     """Codes int8 [r, k] of a scale a row, and a source that is what compressed-tensors makes of them."""
     scale = torch.ones(len(codes), 1)
     zeros = torch.zeros(len(codes), 1) if points is None else points
     packed = pack_to_int32(codes, bits)
     dense = unpack_from_int32(packed, bits, codes.shape).float() - zeros
-    return Tile(
+    return RowTile(
         words=packed.numpy(),
         scale=scale.numpy(),
         zeros=np.empty((0, 0), np.float32) if points is None else points.numpy(),
@@ -84,7 +84,7 @@ def test_plain_rounding_is_the_same_whether_it_is_stored_or_not(g: int, bits: in
     for number in range(changed):  # a code that is not the nearest, and a scale that is not the plain one
         stored[7 * number, number] += 1 if stored[7 * number, number] < 0 else -1
         other[3 * number, 2] *= 1.25
-    tile = Tile(
+    tile = RowTile(
         words=pack_to_int32(stored, bits).numpy(),
         scale=other.numpy(),
         zeros=np.empty((0, 0), np.float32),
@@ -100,7 +100,7 @@ def test_plain_rounding_is_the_same_whether_it_is_stored_or_not(g: int, bits: in
 
 def tile_of(  # noqa: PLR0913 - a tile has as many sides
     rows: int, groups: int, g: int, bits: int, *, zeros: bool, dtype: str, seed: int
-) -> Tile:
+) -> RowTile:
     """Random codes and scales, and a source near what they stand for."""
     rng = np.random.default_rng(seed)
     half = 1 << (bits - 1)
@@ -115,7 +115,7 @@ def tile_of(  # noqa: PLR0913 - a tile has as many sides
     else:
         bits_of = source.numpy().view(np.uint32)
     packed = pack_to_int32(torch.from_numpy(codes.astype(np.int8)), bits).numpy()
-    return Tile(words=packed, scale=scale, zeros=points, source=bits_of, num_bits=bits)
+    return RowTile(words=packed, scale=scale, zeros=points, source=bits_of, num_bits=bits)
 
 
 TILES = st.builds(
@@ -131,7 +131,7 @@ TILES = st.builds(
 
 
 @given(tile=TILES)
-def test_the_error_is_that_of_what_compressed_tensors_dequantizes(tile: Tile) -> None:
+def test_the_error_is_that_of_what_compressed_tensors_dequantizes(tile: RowTile) -> None:
     error, signal = error_of(tile)
     found = measure_tile(tile)
     assert found.signal == pytest.approx(signal, rel=1e-5)
@@ -139,7 +139,7 @@ def test_the_error_is_that_of_what_compressed_tensors_dequantizes(tile: Tile) ->
 
 
 @given(tile=TILES, cut=st.integers(1, 8))
-def test_parts_of_a_tile_add_up(tile: Tile, cut: int) -> None:
+def test_parts_of_a_tile_add_up(tile: RowTile, cut: int) -> None:
     at = min(cut, len(tile.words))
     total = Measured()
     for part in (slice(0, at), slice(at, None)):
@@ -177,7 +177,7 @@ def test_the_record_is_what_compressed_tensors_gives(form: Form) -> None:
 def test_a_decoder_that_is_off_leaves_another_error_than_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {one.severity for one in weights_recorded.check_recorded()} == {Severity.PASS}
 
-    def off(tile: Tile) -> Measured:
+    def off(tile: RowTile) -> Measured:
         return module.measure_tile(replace(tile, words=tile.words ^ np.int32(1 << 30)))
 
     monkeypatch.setattr(weights_recorded, "measure_tile", off)
@@ -191,7 +191,7 @@ def test_a_decoder_that_disagrees_with_compressed_tensors_is_found(
 ) -> None:
     quantized(moe, tmp_path / "out")
 
-    def off(tile: Tile) -> Measured:
+    def off(tile: RowTile) -> Measured:
         return module.measure_tile(replace(tile, words=tile.words ^ np.int32(1 << 30)))
 
     monkeypatch.setattr(weights_oracle, "measure_tile", off)

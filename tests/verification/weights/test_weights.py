@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.demo import Family, make
 from g4convert.errors import EnvironmentFault, InputError, UnsupportedError
-from g4convert.progress import Quiet
+from g4convert.progress import Progress
 from g4convert.report import Finding, Severity
 from g4convert.verification.weights import level
 from g4convert.verification.weights.level import check_weights
-from g4convert.verification.weights.measured import Tile, measure_tile
+from g4convert.verification.weights.measured import RowTile, measure_tile
 from g4convert.verification.weights.rows import band_of
 
 BAD = {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}
@@ -295,7 +295,7 @@ def test_findings_do_not_depend_on_threads_or_pieces(
 
 
 def test_progress_counts_every_byte_once(packed_moe: Path, moe: Path) -> None:
-    class Counter(Quiet):
+    class Counter(Progress):
         total = done = 0
 
         def start(self, total: int, done: int) -> None:
@@ -348,7 +348,7 @@ def test_heavy_tails_are_no_fault(method: str, group: int | None, bits: int, tmp
 def test_plain_rounding_is_that_of_compressed_tensors() -> None:
     for bits, group in ((4, 32), (4, 128), (8, 32)):
         source = torch.randn(16, 512, generator=torch.Generator().manual_seed(bits)).bfloat16()
-        tile = Tile(
+        tile = RowTile(
             words=np.zeros((16, 512 * bits // 32), np.int32),
             scale=np.ones((16, 512 // group), np.float32),
             zeros=np.empty((0, 0), np.float32),
