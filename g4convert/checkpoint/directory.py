@@ -19,8 +19,8 @@ from typing import Any, Final
 from g4convert.checkpoint.beside import Beside
 from g4convert.checkpoint.files import open_regular, parse_object, read_whole
 from g4convert.checkpoint.header import Header, StoredTensor, WeightFile, read_header
-from g4convert.checkpoint.layouts import foreign
 from g4convert.checkpoint.naming import naming
+from g4convert.checkpoint.not_a_model import foreign
 from g4convert.checkpoint.shards import INDEX, NO_GGUF, disagreements, read_index, weight_names
 from g4convert.errors import FormatError, InputError, UnsupportedError
 from g4convert.tensors import TensorInfo

@@ -16,8 +16,8 @@ from typing import Any, Final
 from g4convert.checkpoint.beside import PICKLE_SUFFIXES
 from g4convert.checkpoint.files import SAVE_AGAIN, parse_object, read_whole, shown
 from g4convert.checkpoint.header import Header
-from g4convert.checkpoint.layouts import copies, without_weights
 from g4convert.checkpoint.leftovers import is_adapter
+from g4convert.checkpoint.not_a_model import copies, without_weights
 from g4convert.errors import FormatError, InputError, UnsupportedError
 from g4convert.quantities import plural
 

@@ -17,7 +17,7 @@ faults          Finds and describes tensors that do not fit
 causes          Finds the cause of faults, where they prove it
 name_causes     Finds the cause of unknown names beside missing ones
 shape_causes    Finds the cause of wrong shapes
-fitting         Finds config keys that do not fit the tensors, and values that do
+wrong_keys      Finds config keys that do not fit the tensors, and values that do
 readings        Reads values of config keys from the shapes of stored tensors
 diagnosis       Recognises quantized sources and adapters, and finds the nearest known name
 

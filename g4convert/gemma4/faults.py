@@ -11,10 +11,10 @@ from g4convert.gemma4.architecture import Architecture
 from g4convert.gemma4.causes import TensorFault, cause, spare
 from g4convert.gemma4.diagnosis import Neighbours, refuse_adapters, refuse_quantized
 from g4convert.gemma4.dialects import body_of
-from g4convert.gemma4.fitting import fitting
 from g4convert.gemma4.matching import Match, Schema, match_source
 from g4convert.gemma4.schema import ExtraKind
 from g4convert.gemma4.shape_causes import cut_shapes, padded_routers, turned_shapes
+from g4convert.gemma4.wrong_keys import fitting
 from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
 

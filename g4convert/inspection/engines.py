@@ -20,8 +20,8 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.engines import CONTRACTS
 from g4convert.engines.advice import with_remedies
 from g4convert.engines.contract import Contract, OnUnknown
-from g4convert.engines.judged import refuse_other_formats
 from g4convert.engines.reason import Reason
+from g4convert.engines.refused_formats import refuse_other_formats
 from g4convert.engines.remarks import Remark, Remedy, Topic
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts

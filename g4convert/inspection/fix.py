@@ -23,8 +23,8 @@ from g4convert.checkpoint.sections import section_in, section_of
 from g4convert.checkpoint.stored import stored_scheme
 from g4convert.conversion.writer import sync_directory
 from g4convert.engines.ignore import with_lists
-from g4convert.engines.judged import refuse_other_formats
 from g4convert.engines.limits import Packing
+from g4convert.engines.refused_formats import refuse_other_formats
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import GateError
 from g4convert.gemma4 import Architecture

@@ -43,7 +43,7 @@ def test_vllm_chooses_by_the_class(found: object, dense_out: Path, tmp_path: Pat
 
 
 NEW = Version(transformers.__version__) >= Version("5.23")
-"""Whether transformers reads a decoder below another `model.`; its contract is that of older releases, too."""
+"""True where transformers reads a decoder below another `model.`; its contract is that of older releases, too."""
 
 
 @pytest.mark.parametrize(

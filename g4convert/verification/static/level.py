@@ -20,7 +20,7 @@ from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 from g4convert.checkpoint.shards import INDEX
 from g4convert.checkpoint.uses import inventory_for
-from g4convert.engines.judged import refuse_other_formats
+from g4convert.engines.refused_formats import refuse_other_formats
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory
