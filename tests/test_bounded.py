@@ -12,11 +12,11 @@ from g4convert.calibration.documents import read_documents
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import FormatError, G4Error, InputError, UsageError
 from g4convert.forward.conversations import read_prompts
-from g4convert.planning import recipe
+from g4convert.planning import recipe_files
 from g4convert.verification import profiles
 
 
-@pytest.mark.parametrize("read", [recipe.load, profiles.load])
+@pytest.mark.parametrize("read", [recipe_files.load, profiles.load])
 def test_a_recipe_or_profile_without_end_is_refused(read, tmp_path: Path) -> None:  # noqa: ANN001 - either function
     path = tmp_path / "endless.yaml"
     path.write_text("")
@@ -25,7 +25,7 @@ def test_a_recipe_or_profile_without_end_is_refused(read, tmp_path: Path) -> Non
         read(str(path))
 
 
-@pytest.mark.parametrize("read", [recipe.load, profiles.load])
+@pytest.mark.parametrize("read", [recipe_files.load, profiles.load])
 def test_a_recipe_or_profile_that_is_nested_too_deep_is_refused(read, tmp_path: Path) -> None:  # noqa: ANN001 - as above
     path = tmp_path / "deep.yaml"
     path.write_text("[" * 1_000)
@@ -38,7 +38,7 @@ BOMB = "pack:\n  - &l0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize("read", [recipe.load, profiles.load])
+@pytest.mark.parametrize("read", [recipe_files.load, profiles.load])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -61,7 +61,7 @@ def test_yaml_that_means_more_than_it_says_is_refused(read, text: str, message: 
 @pytest.mark.parametrize("size", ["9" * 4000 + "GB", "1." + "1" * 4000, "inf", "1e999"])
 def test_sizes_that_are_none(size: str) -> None:
     with pytest.raises(UsageError, match="max-shard-size"):
-        recipe.load("w4a16-g32", {"max_shard_size": size})
+        recipe_files.load("w4a16-g32", {"max_shard_size": size})
 
 
 @pytest.mark.parametrize("damage", ["endless", "deep", "binary"])

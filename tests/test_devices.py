@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from helpers.elsewhere import CUDA, Elsewhere, elsewhere
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.prompts import prompts
 
 from g4convert import devices
@@ -119,7 +119,7 @@ CASES: list[tuple[str, DTypeName, Memory]] = [
 ]
 
 
-@pytest.mark.parametrize(("family", "dtype", "memory"), every(6, CASES))
+@pytest.mark.parametrize(("family", "dtype", "memory"), one_in(6, CASES))
 def test_the_same_bits_wherever_it_runs(
     family: str, dtype: DTypeName, memory: Memory, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

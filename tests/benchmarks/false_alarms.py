@@ -22,7 +22,7 @@ from g4convert.demo import make
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import G4Error
 from g4convert.gemma4.family import Family
-from g4convert.planning import recipe as recipes
+from g4convert.planning import recipe_files as recipes
 from g4convert.progress import Progress
 from g4convert.report import Severity
 from g4convert.request import Level, Request

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.hooked import hooked
 from helpers.program import Program, g4convert
 from helpers.runs import hashes
@@ -91,7 +91,7 @@ def arguments(source: Path, given: Tokens, s: int) -> Mapping[str, torch.Tensor]
     return found
 
 
-@pytest.mark.parametrize("family", few(SEEING))
+@pytest.mark.parametrize("family", two_when_quick(SEEING))
 def test_every_linear_is_given_what_transformers_gives_it_with_pictures(
     family: str, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:

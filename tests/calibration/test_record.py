@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from helpers.grids import every, few
+from helpers.grids import one_in, two_when_quick
 from helpers.hooked import hooked
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -33,7 +33,7 @@ def tokens(samples: int = 4, length: int = 24) -> Tokens:
     return Tokens(np.random.default_rng(0).integers(5, 250, (samples, length), dtype=np.int32))
 
 
-@pytest.mark.parametrize("family", every(3, FAMILIES))
+@pytest.mark.parametrize("family", one_in(3, FAMILIES))
 def test_every_linear_is_given_what_hooks_see(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source, given = checkpoints(family), tokens()
     found = record(source, given, tmp_path / "scratch", workers=2)
@@ -85,7 +85,7 @@ class Stopping(Progress):
 
 
 @pytest.mark.parametrize(
-    "name", few(["hidden-0.f32", "hidden-1.f32", "stage-1.safetensors", "sealed-2.json", "run.json"])
+    "name", two_when_quick(["hidden-0.f32", "hidden-1.f32", "stage-1.safetensors", "sealed-2.json", "run.json"])
 )
 def test_what_was_damaged_meanwhile_is_not_continued(
     name: str, recorded: Statistics, moe: Path, tmp_path: Path
@@ -113,7 +113,7 @@ class Told(Progress):
         self.done.append(count)
 
 
-@pytest.mark.parametrize("family", every(2, ["moe", "e2b"]))
+@pytest.mark.parametrize("family", one_in(2, ["moe", "e2b"]))
 def test_a_stopped_run_continues_behind_its_last_layer(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source = checkpoints(family)
     whole = record(source, tokens(), tmp_path / "whole")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from helpers.grids import few
+from helpers.grids import two_when_quick
 
 from g4convert.calibration.layer import LayerPass
 from g4convert.calibration.replay import Replay
@@ -56,7 +56,7 @@ def in_one_forward(source: Path, given: Tokens) -> np.ndarray:
     return torch.cat(kept).numpy()
 
 
-@pytest.mark.parametrize("family", few(FAMILIES))
+@pytest.mark.parametrize("family", two_when_quick(FAMILIES))
 def test_layers_one_at_a_time_give_what_a_forward_gives(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source, given = checkpoints(family), tokens(3, 24)
     expected = in_one_forward(source, given)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.conversions import stored
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.program import Program, g4convert
 from helpers.runs import hashes
 from xxhash import xxh3_64_hexdigest
@@ -121,7 +121,7 @@ class Stopping(Progress):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("family", every(3, FAMILIES))
+@pytest.mark.parametrize("family", one_in(3, FAMILIES))
 def test_every_family_loads_and_each_weight_is_rounded_the_nearest_way(family: str, whole: Whole) -> None:
     """Means are told apart by a few percent at most: weights and ids are random, and processors round differently."""
     output, summary = whole(family)
@@ -159,7 +159,7 @@ def test_threads_do_not_show(family: str, whole: Whole, checkpoints: Checkpoints
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("family", every(2, ["moe", "e2b"]))
+@pytest.mark.parametrize("family", one_in(2, ["moe", "e2b"]))
 def test_stopped_in_each_layer_it_repeats_that_layer_alone_and_ends_with_the_same_bytes(
     family: str, whole: Whole, checkpoints: Checkpoints, ids: Path, tmp_path: Path
 ) -> None:
@@ -189,7 +189,7 @@ def _per_layer(names: list[str]) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("family", every(3, ["e2b", "moe", "dense"]))
+@pytest.mark.parametrize("family", one_in(3, ["e2b", "moe", "dense"]))
 def test_the_size_of_the_states_is_known_before(family: str, whole: Whole, checkpoints: Checkpoints, ids: Path) -> None:
     whole(family)
     source, tokens = checkpoints(family), Tokens.load(ids, 1 << 20)
@@ -250,7 +250,7 @@ def test_states_that_were_damaged_meanwhile_start_the_layers_again(
 @pytest.mark.wide
 @pytest.mark.parametrize(
     "said",
-    every(
+    one_in(
         5,
         [
             {"way": "gptq", "tokens": 1, "damp": None, "errors": {}, "scales": {"kl": []}},

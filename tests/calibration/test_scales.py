@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from helpers.conversions import same_bits, stored
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.runs import hashes
 
 from g4convert.calibration import distill, scales, trained
@@ -113,7 +113,7 @@ def case(text: Path, few: Path, whole: Path, tmp_path: Path) -> Case:
     return Case(text, few, tmp_path / "out", hashes(whole))
 
 
-@pytest.mark.parametrize("family", every(5, ["text", "moe", "dense", "e2b", "unified"]))
+@pytest.mark.parametrize("family", one_in(5, ["text", "moe", "dense", "e2b", "unified"]))
 def test_in_every_family_only_scales_of_layers_change_and_the_held_out_loss_does_not_rise(
     family: str, made: Callable[..., Path]
 ) -> None:
@@ -152,7 +152,7 @@ class _Stop:
 
 @pytest.mark.wide
 @pytest.mark.parametrize(
-    ("at", "after"), every(5, [(3, True), (1, False), (1, True), (STEPS, False), (STEPS + 1, True)])
+    ("at", "after"), one_in(5, [(3, True), (1, False), (1, True), (STEPS, False), (STEPS + 1, True)])
 )
 def test_stopped_at_a_file_that_is_kept_it_repeats_a_step_at_most(
     at: int, case: Case, monkeypatch: pytest.MonkeyPatch, *, after: bool
@@ -202,7 +202,7 @@ def _close_and_stop(layers: LayerByLayer) -> None:
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize(("place", "layer"), every(4, product(["checksum", "replace_file"], [1, 0])))
+@pytest.mark.parametrize(("place", "layer"), one_in(4, product(["checksum", "replace_file"], [1, 0])))
 def test_codes_that_were_changed_meanwhile_are_made_again(place: str, layer: int, case: Case, whole: Path) -> None:
     """Before scales are written, and when those of the first layer are."""
     case.stop(_Stop(getattr(trained, place), 1, after=True), (trained, place))

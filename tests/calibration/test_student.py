@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.conversions import quantized, stored
-from helpers.grids import every
+from helpers.grids import one_in
 
 from g4convert.calibration.student import Student
 from g4convert.forward.load import load
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 IDS = np.random.default_rng(0).integers(5, 250, 24, dtype=np.int32)
 
 
-@pytest.fixture(scope="module", params=every(2, ["moe", "e2b"]))
+@pytest.fixture(scope="module", params=one_in(2, ["moe", "e2b"]))
 def packed(request: pytest.FixtureRequest, checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every structure: experts, keys that are values; per-layer inputs, shared keys and values."""
     output = tmp_path_factory.mktemp("packed") / "out"

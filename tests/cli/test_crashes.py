@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.program import Program, g4convert
 
 __all__ = ["g4convert"]  # a fixture
@@ -59,7 +59,7 @@ CRASHING = {
 }
 
 
-@pytest.mark.parametrize("case", few(CRASHING))
+@pytest.mark.parametrize("case", two_when_quick(CRASHING))
 def test_a_crash_while_an_error_is_told_is_no_verdict(case: str, tmp_path: Path) -> None:
     code, status, message = CRASHING[case]
     (tmp_path / "rich.py").write_text(code)  # what errors are printed with

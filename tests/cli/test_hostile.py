@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.program import Program, g4convert
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +29,7 @@ def shell(command: str, place: Path) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.mark.parametrize(
     ("command", "status"),
-    every(
+    one_in(
         3,
         [
             ("G plan MODEL >&-", 5),
@@ -112,7 +112,7 @@ main(sys.argv[3:])
 
 @pytest.mark.parametrize(
     ("module", "number"),
-    every(
+    one_in(
         3,
         product(
             ("typer", "g4convert.cli.verify", "yaml", "g4convert.checkpoint.source", "rich.markup"),
@@ -198,7 +198,7 @@ def test_a_package_that_is_missing_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("threads", every(2, ["0", "many"]))
+@pytest.mark.parametrize("threads", one_in(2, ["0", "many"]))
 def test_threads_of_numba_are_no_matter_of_ours(threads: str, dense: Path, tmp_path: Path) -> None:
     """Numba ends its own import with a traceback; a wrong number stayed in the environment of a job."""
     command = [sys.executable, "-m", "g4convert", "quantize", dense, "-o", tmp_path / "out", "-q", "--verify", "none"]

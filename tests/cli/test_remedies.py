@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Checkpoints
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.program import Program, g4convert
 from helpers.rewriting import Tensors, rewritten
 from safetensors.torch import load_file, save_file
@@ -345,7 +345,7 @@ def place(checkpoints: Checkpoints, tmp_path: Path) -> Callable[[str], Place]:
     return make
 
 
-@pytest.mark.parametrize("name", few(ROWS))
+@pytest.mark.parametrize("name", two_when_quick(ROWS))
 def test_the_hint_of_a_refused_source_works(name: str, place: Callable[[str], Place], g4convert: Program) -> None:
     row = ROWS[name]
     made = place(row.family)

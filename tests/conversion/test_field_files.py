@@ -8,7 +8,7 @@ import torch
 from conftest import Checkpoints
 from helpers.clean import CLASSES, assert_verified, same
 from helpers.conversions import quantized, stored
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.rewriting import rewritten
 from safetensors.torch import save_file
 
@@ -99,7 +99,7 @@ def test_a_stale_section_is_replaced(nested: bool, moe: Path, tmp_path: Path) ->
     assert model.lm_head is not None
 
 
-@pytest.mark.parametrize("family", few(CLASSES))
+@pytest.mark.parametrize("family", two_when_quick(CLASSES))
 @pytest.mark.parametrize("found", ["gone", ["FSDPGemma4ForConditionalGeneration"], ["Gemma4Model"]])
 def test_the_class_of_the_model_type_is_written(
     family: str, found: object, checkpoints: Checkpoints, tmp_path: Path

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Checkpoints
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from safetensors.torch import load_file, save_file
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -39,7 +39,7 @@ def share(choice: MethodChoice) -> float:
 SOURCES = [(family, "bfloat16") for family in ("moe", "dense", "unified", "e2b", "text")]
 
 
-@pytest.mark.parametrize(("family", "dtype"), few([*SOURCES, ("dense", "float32"), ("dense", "float16")]))
+@pytest.mark.parametrize(("family", "dtype"), two_when_quick([*SOURCES, ("dense", "float32"), ("dense", "float16")]))
 def test_a_lattice_is_seen_where_there_is_one(family: str, dtype: str, checkpoints: Checkpoints) -> None:
     found, ordinary = chosen(checkpoints(family, dtype=dtype, qat=True)), chosen(checkpoints(family, dtype=dtype))
     assert found.method is Method.LATTICE

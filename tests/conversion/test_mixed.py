@@ -11,7 +11,7 @@ import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized, same_bits, stored
 from helpers.damage import rewrite
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.prompts import logits, prompts
 from helpers.runs import hashes, run
 
@@ -59,7 +59,7 @@ class Made:
     options: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=few(CASES))
+@pytest.fixture(scope="module", params=two_when_quick(CASES))
 def made(request: pytest.FixtureRequest, checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Made:
     family, options = CASES[request.param]
     out = tmp_path_factory.mktemp("mixed") / family

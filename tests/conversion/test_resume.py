@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.runs import hashes, job, run
 from safetensors import safe_open
 from xxhash import xxh3_64_hexdigest, xxh3_128_hexdigest
@@ -141,7 +141,7 @@ def expected(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str
     return run(shutil.copytree(moe, place / "source"), place / "out")
 
 
-@pytest.mark.parametrize("damage", every(3, DONE_AGAIN))
+@pytest.mark.parametrize("damage", one_in(3, DONE_AGAIN))
 def test_what_is_damaged_is_done_again(damage: str, stopped: Path, tmp_path: Path, expected: Mapping[str, str]) -> None:
     DONE_AGAIN[damage](stopped.with_name("out.partial"))
     assert run(tmp_path / "source", stopped) == expected
@@ -155,7 +155,7 @@ def test_a_line_of_another_form_is_no_finished_unit(form: str, tmp_path: Path) -
     assert read_done(tmp_path, {}) == {3: Done(RIGHT["stats"], "5e")}
 
 
-@pytest.mark.parametrize("damage", every(3, REFUSED))
+@pytest.mark.parametrize("damage", one_in(3, REFUSED))
 def test_what_no_run_left_is_refused_and_overwrite_starts_again(damage: str, stopped: Path, tmp_path: Path) -> None:
     break_it, named = REFUSED[damage]
     break_it(stopped.with_name("out.partial"))

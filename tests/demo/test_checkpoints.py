@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Checkpoints
 from helpers import reload
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.prompts import logits, output_of, prompts
 from PIL import Image
 from safetensors import safe_open
@@ -20,7 +20,7 @@ from g4convert.demo import Family, make
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import UsageError
 
-pytestmark = pytest.mark.parametrize("family", every(2, Family))
+pytestmark = pytest.mark.parametrize("family", one_in(2, Family))
 
 
 def tensors(directory: Path) -> dict[str, torch.Tensor]:
@@ -99,7 +99,7 @@ def test_every_tensor_matters_to_some_prompt(family: Family, checkpoints: Checkp
     assert idle <= {"masked_embedding.centroids.weight"}  # picks tokens by top-k, which has no gradient
 
 
-@pytest.mark.parametrize("dtype", every(2, ["float16", "float32"]))
+@pytest.mark.parametrize("dtype", one_in(2, ["float16", "float32"]))
 def test_other_dtypes(family: Family, dtype: str, checkpoints: Checkpoints) -> None:
     directory = checkpoints(family, dtype=dtype)
     found = {tensor.dtype for name, tensor in tensors(directory).items() if not name.endswith("token_ordering")}

@@ -20,7 +20,7 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from conftest import Checkpoints
 from helpers import reload
 from helpers.dialect_sources import with_shared_kv
-from helpers.grids import every, few
+from helpers.grids import one_in, two_when_quick
 from helpers.prompts import logits, prompts
 from safetensors.torch import load_file, save_file
 
@@ -133,7 +133,7 @@ def moe_logits(moe: Path, dequantized_moe: Model) -> tuple[torch.Tensor, torch.T
     return logits(original, text), logits(dequantized_moe, text)
 
 
-@pytest.mark.parametrize("family", every(3, list(Family)))
+@pytest.mark.parametrize("family", one_in(3, list(Family)))
 def test_packed_checkpoint_equals_dequantized_model(family: Family, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source = checkpoints(family)
     packed = write_packed(source, tmp_path / "packed")
@@ -156,7 +156,7 @@ def test_packed_checkpoint_equals_dequantized_model(family: Family, checkpoints:
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize(("bits", "group_size"), every(3, [(4, 64), (4, 128), (8, 32), (8, None), (4, None)]))
+@pytest.mark.parametrize(("bits", "group_size"), one_in(3, [(4, 64), (4, 128), (8, 32), (8, None), (4, None)]))
 def test_other_schemes(bits: int, group_size: int | None, dense: Path, tmp_path: Path) -> None:
     packed = write_packed(dense, tmp_path / "packed", bits=bits, group_size=group_size)
     expected, found = reload.dequantized(dense, packed), reload.reload(packed)
@@ -233,7 +233,7 @@ def shorten(tensors: Tensors, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "change", "problem"),
-    few(
+    two_when_quick(
         [
             ("layers.1.mlp.up_proj.weight_scale", drop, "missing"),
             (
@@ -293,7 +293,7 @@ def swap_gate_and_up(tensors: Tensors, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    few(
+    two_when_quick(
         [
             ("layers.0.self_attn.q_proj.weight_packed", swap_nibbles),
             ("layers.2.mlp.down_proj.weight_scale", roll_groups),

@@ -19,7 +19,7 @@ import torch
 from compressed_tensors.utils.match import is_match, match_targets
 from helpers import ROOT, engines_reference
 from helpers.engine_cases import GOLDEN, GROUPS, LISTS, Contracted, contracts, report
-from helpers.grids import every, few
+from helpers.grids import one_in, two_when_quick
 from helpers.headers import opened, section
 from helpers.released_configs import FAMILIES
 from hypothesis import given
@@ -77,7 +77,7 @@ def stored_by(plan: Plan) -> dict[str, Stored]:
 # Recorded answers of real code.
 
 
-@pytest.mark.parametrize("label", few(GOLDEN))
+@pytest.mark.parametrize("label", two_when_quick(GOLDEN))
 def test_contracts_say_what_the_real_code_answered(label: str) -> None:
     recorded = (ROOT / "tests" / "golden" / "engines" / f"{GOLDEN[label]}.txt").read_text(encoding="utf-8")
     assert report(Contracted(contracts()[label])) == recorded, "make test-engines says which of the two is right"
@@ -91,8 +91,8 @@ def said(label: str, family: str) -> str:
     return report(Contracted(contracts()[label]), (family,))
 
 
-@pytest.mark.parametrize("label", every(3, GOLDEN))
-@pytest.mark.parametrize("flag", few(["fused", "renames", *FLAGS]))
+@pytest.mark.parametrize("label", one_in(3, GOLDEN))
+@pytest.mark.parametrize("flag", two_when_quick(["fused", "renames", *FLAGS]))
 def test_a_wrong_rule_would_be_seen(label: str, flag: str) -> None:
     """The lists are such that no property of the matching could be another one."""
     contract = contracts()[label]
@@ -160,7 +160,7 @@ def test_before_pull_request_44571_no_entry_could_name_patch_dense() -> None:
 # transformers: compressed-tensors' own matching, on the real modules.
 
 
-@pytest.mark.parametrize("family", few(Family))
+@pytest.mark.parametrize("family", two_when_quick(Family))
 def test_transformers_modules_and_matching_are_those_of_compressed_tensors(
     family: Family, checkpoints: Checkpoints
 ) -> None:
@@ -294,7 +294,7 @@ def test_a_list_that_is_no_pattern_names_nothing_and_is_told() -> None:
 # Faults: what would go wrong.
 
 
-@pytest.mark.parametrize("family", few(FAMILIES))
+@pytest.mark.parametrize("family", two_when_quick(FAMILIES))
 def test_what_a_recipe_writes_is_built_as_stored_by_every_version(family: str) -> None:
     for recipe, plan in plans(family):
         written, stored = section(plan), stored_by(plan)

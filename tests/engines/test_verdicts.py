@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.headers import planned
 from helpers.judged import CAVEAT, DENSE_PARTS, EXPERTS, MOE, NO, YES, thin, verdict, verdicts_with_remedies, weights_of
 from helpers.released_configs import RELEASED, assistant, released, small
@@ -93,7 +93,7 @@ def test_verdict(case: Row) -> None:
     assert bool(lines) is (loads is not YES)
 
 
-@pytest.mark.parametrize("size", few(RELEASED))
+@pytest.mark.parametrize("size", two_when_quick(RELEASED))
 def test_the_size_that_is_told_is_that_of_the_files(size: str) -> None:
     plan = planned(released(size))
     files = sum(one.after for one in role_sizes(plan))
@@ -110,7 +110,7 @@ def test_a_router_that_others_packed_is_left_in_bf16(engine: str) -> None:
     assert [one.text.partition(" (")[0] for one in found.remedies] == ["`--pack attention` to leave router in bf16"]
 
 
-@pytest.mark.parametrize("size", few(RELEASED))
+@pytest.mark.parametrize("size", two_when_quick(RELEASED))
 @pytest.mark.parametrize("engine", CONTRACTS)
 def test_a_model_that_is_not_packed_loads_everywhere(size: str, engine: str) -> None:
     weights = weights_of(size, {"pack": ["attention"]})

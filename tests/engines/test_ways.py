@@ -6,7 +6,7 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.headers import planned
 from helpers.judged import CAVEAT, DENSE_PARTS, EXPERTS, MOE, NO, thin, verdict, verdicts_with_remedies, weights_of
 from helpers.released_configs import released
@@ -35,7 +35,7 @@ NO_EXPERTS = "`--pack attention --pack mlp` to leave experts in bf16 (about 49.2
 
 @pytest.mark.parametrize(
     ("options", "place", "ways"),
-    every(
+    one_in(
         2,
         [
             ({}, "vllm 1", ()),
@@ -120,7 +120,7 @@ def test_the_gate_asks_for_named_engines_and_sizes_only() -> None:
 @pytest.mark.wide
 @pytest.mark.parametrize(
     ("engines", "tps", "hint"),
-    every(
+    one_in(
         3,
         [
             (["vllm", "sglang"], [1], f"{NO_EXPERTS}; 1 GPU)"),

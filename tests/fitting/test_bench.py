@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized
-from helpers.grids import every
+from helpers.grids import one_in
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.result import MethodChoice
@@ -50,7 +50,7 @@ class Made:
     bench: Bench
 
 
-@pytest.fixture(scope="module", params=every(2, CASES))
+@pytest.fixture(scope="module", params=one_in(2, CASES))
 def made(request: pytest.FixtureRequest, checkpoints: Checkpoints) -> Iterator[Made]:
     source = checkpoints(request.param)
     checkpoint = Checkpoint.open(source)

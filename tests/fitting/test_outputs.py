@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized
-from helpers.grids import every
+from helpers.grids import one_in
 
 from g4convert.api.fit import fit
 from g4convert.calibration.record import record
@@ -38,7 +38,7 @@ TABLES = {"embedding": 4, "lm_head": 8}
 SMALL: Mapping[str, Any] = {"choices": ["4:32", "8:channel", "16"], "rows": 2, "tokens": 8, "workers": 1}
 
 
-@pytest.fixture(scope="module", params=every(2, ["moe", "e2b"]))
+@pytest.fixture(scope="module", params=one_in(2, ["moe", "e2b"]))
 def source(request: pytest.FixtureRequest, checkpoints: Checkpoints) -> Path:
     return checkpoints(request.param)
 

@@ -16,7 +16,7 @@ import torch
 from helpers.conversions import quantized, stored
 from helpers.damage import Tensors, rewrite
 from helpers.elsewhere import elsewhere
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.program import Program, g4convert
 
 from g4convert.checkpoint.uses import speaking
@@ -57,7 +57,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("family", every(3, SPEAKERS))
+@pytest.mark.parametrize("family", one_in(3, SPEAKERS))
 def test_tokens_are_those_of_transformers(family: Family, checkpoints: Checkpoints, tmp_path: Path) -> None:
     """Packed, through our loop; and dequantized, through `generate` of transformers, which makes all logits."""
     quantized(checkpoints(family), tmp_path / "out")
@@ -71,7 +71,7 @@ def test_tokens_are_those_of_transformers(family: Family, checkpoints: Checkpoin
     assert len(ours) == 8 or ours[-1] in (1, 6)
 
 
-@pytest.mark.parametrize("memory", every(2, ["resident", "stream"]))
+@pytest.mark.parametrize("memory", one_in(2, ["resident", "stream"]))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_trained_model_answers(dtype: str, memory: str, taught: Path, g4convert: Program) -> None:
     ran = g4convert("generate", taught, "-p", CODE, "--dtype", dtype, "--memory", memory, "-q")

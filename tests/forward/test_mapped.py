@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.grids import few
+from helpers.grids import two_when_quick
 
 from g4convert.demo import Family, make
 
@@ -58,7 +58,7 @@ os.kill(os.getpid(), signal.SIGBUS)
 
 @pytest.mark.parametrize(
     ("whose", "status", "said"),
-    few(
+    two_when_quick(
         [("Python's", 9, "mine"), ("a library's", 9, "mine"), ("faulthandler's", -signal.SIGBUS, "Fatal Python error")]
     ),
 )

@@ -15,7 +15,7 @@ from conftest import Checkpoints, Packed
 from helpers import reload as second_opinion
 from helpers.conversions import stored
 from helpers.damage import PARTS, STATIC, Tensors, damaged, rewrite, unpack
-from helpers.grids import every, few
+from helpers.grids import one_in, two_when_quick
 from helpers.prompts import logits, prompts
 
 from g4convert.demo import Family
@@ -70,15 +70,15 @@ def test_a_linear_multiplies_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(packed_linear(x, weight, bias), expected)
 
 
-@pytest.mark.parametrize("family", every(3, Family))
+@pytest.mark.parametrize("family", one_in(3, Family))
 def test_the_packed_path_gives_the_logits_of_dense_weights(family: Family, packed: Packed) -> None:
     dense, words = load(packed(family), packed=False), load(packed(family))
     for prompt in prompts(dense):
         assert compare(logits(dense, prompt), logits(words, prompt)).relative < 1e-5, prompt.bucket
 
 
-@pytest.mark.parametrize("dtype", every(4, ["float32", "bfloat16"]))
-@pytest.mark.parametrize("family", every(3, Family))
+@pytest.mark.parametrize("dtype", one_in(4, ["float32", "bfloat16"]))
+@pytest.mark.parametrize("family", one_in(3, Family))
 def test_dense_weights_are_those_of_the_second_opinion(
     family: Family, dtype: DTypeName, packed: Packed, checkpoints: Checkpoints
 ) -> None:
@@ -93,7 +93,7 @@ def test_dense_weights_are_those_of_the_second_opinion(
 
 @pytest.mark.parametrize(
     ("family", "options"),
-    every(
+    one_in(
         3,
         [
             ("dense", {"group_size": 128}),
@@ -234,7 +234,9 @@ FITS_WHEN_DENSE = ("embedding packed", False)
 """Dequantized it has a place in the model; that no engine takes it is the static level's."""
 
 
-@pytest.mark.parametrize(("fault", "stays_packed"), few(sorted({*product(FAULTS, (True, False))} - {FITS_WHEN_DENSE})))
+@pytest.mark.parametrize(
+    ("fault", "stays_packed"), two_when_quick(sorted({*product(FAULTS, (True, False))} - {FITS_WHEN_DENSE}))
+)
 def test_what_does_not_fit_is_named(fault: str, packed: Packed, tmp_path: Path, *, stays_packed: bool) -> None:
     bad = damaged(packed("moe"), tmp_path / "bad", STATIC[fault])
     with pytest.raises(GateError) as raised:

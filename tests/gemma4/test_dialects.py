@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.released_configs import FAMILIES, RELEASED, released, stored
 from hypothesis import given
 from hypothesis import strategies as st
@@ -220,7 +220,7 @@ def test_fused_experts_are_cut_into_rows() -> None:
     assert weights[f"{layer}.1.up_proj.weight"].segment.begin == 3 * 704 * row
 
 
-@pytest.mark.parametrize("size", few(RELEASED))
+@pytest.mark.parametrize("size", two_when_quick(RELEASED))
 def test_no_two_names_share_a_body(size: str) -> None:
     for architecture in (base := Architecture.from_config(released(size)), base.text_only()):
         names = [*expected_weights(architecture), *fused_experts(architecture), *droppable(architecture)]

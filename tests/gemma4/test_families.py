@@ -23,7 +23,7 @@ from conftest import Checkpoints
 from helpers import golden
 from helpers.conversions import quantized, same_bits, shards, stored
 from helpers.dialect_sources import cases, with_shared_kv, write
-from helpers.grids import covering, diagonal, every, few
+from helpers.grids import covering, diagonal, one_in, two_when_quick
 from helpers.prompts import logits, prompts
 from helpers.reload import dequantized, reload
 from safetensors.torch import load_file, save_file
@@ -116,7 +116,7 @@ def test_what_a_recipe_is_not_meant_for_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("family", every(3, Family))
+@pytest.mark.parametrize("family", one_in(3, Family))
 def test_quantization_shows_in_the_logits(family: Family, converted: Converted, checkpoints: Checkpoints) -> None:
     """Without this, two equal but unquantized models would pass."""
     output, _ = converted(family)
@@ -168,7 +168,7 @@ def weight_of(source: dict[str, torch.Tensor], module: str) -> torch.Tensor:
     return fused if projection == "down_proj" else fused.chunk(2)[projection == "up_proj"]
 
 
-@pytest.mark.parametrize(("family", "num_bits"), every(5, product(Family, [4, 8])))
+@pytest.mark.parametrize(("family", "num_bits"), one_in(5, product(Family, [4, 8])))
 def test_minmax_is_compressed_tensors_bit_for_bit(
     family: Family, num_bits: int, converted: Converted, checkpoints: Checkpoints
 ) -> None:
@@ -201,8 +201,8 @@ def test_other_group_sizes(
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("dtype", every(2, ["float32", "float16"]))
-@pytest.mark.parametrize("family", every(2, [Family.MOE, Family.E2B]))
+@pytest.mark.parametrize("dtype", one_in(2, ["float32", "float16"]))
+@pytest.mark.parametrize("family", one_in(2, [Family.MOE, Family.E2B]))
 def test_other_source_dtypes(family: Family, dtype: str, converted: Converted, checkpoints: Checkpoints) -> None:
     directory = checkpoints(family, dtype=dtype)
     output, _ = converted(family, source=directory, method="minmax")
@@ -210,7 +210,7 @@ def test_other_source_dtypes(family: Family, dtype: str, converted: Converted, c
     check_logits(directory, converted(family, source=directory)[0])
 
 
-@pytest.mark.parametrize(("dialect", "family"), every(5, cases()))
+@pytest.mark.parametrize(("dialect", "family"), one_in(5, cases()))
 def test_a_dialect_gives_the_bytes_of_the_canonical_source(
     dialect: str, family: str, converted: Converted, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
@@ -219,7 +219,7 @@ def test_a_dialect_gives_the_bytes_of_the_canonical_source(
     assert shards(tmp_path / "out") == shards(converted(Family(family))[0])
 
 
-@pytest.mark.parametrize("recipe", every(2, ["w4a16-mlp-only", "text-only"]))
+@pytest.mark.parametrize("recipe", one_in(2, ["w4a16-mlp-only", "text-only"]))
 def test_experts_one_by_one_give_the_same_bytes_under_other_recipes(
     recipe: str, converted: Converted, moe: Path, tmp_path: Path
 ) -> None:
@@ -251,7 +251,7 @@ def test_dead_keys_and_values_kept_are_packed_like_the_queries(e2b: Path, tmp_pa
     check_logits(source, tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", every(2, [Family.MOE, Family.DENSE, Family.UNIFIED, Family.E2B]))
+@pytest.mark.parametrize("family", one_in(2, [Family.MOE, Family.DENSE, Family.UNIFIED, Family.E2B]))
 def test_text_only_computes_the_text_logits_of_the_whole_model(
     family: Family, converted: Converted, checkpoints: Checkpoints
 ) -> None:
@@ -263,7 +263,7 @@ def test_text_only_computes_the_text_logits_of_the_whole_model(
     assert config["architectures"] == [type(part).__name__.removeprefix("PerExpert")]
 
 
-@pytest.mark.parametrize("family", every(2, [Family.MOE, Family.E2B, Family.UNIFIED, Family.TEXT]))
+@pytest.mark.parametrize("family", one_in(2, [Family.MOE, Family.E2B, Family.UNIFIED, Family.TEXT]))
 def test_a_qat_source_is_recognised_and_kept_exactly(
     family: Family, converted: Converted, checkpoints: Checkpoints
 ) -> None:
@@ -278,7 +278,7 @@ def test_a_qat_source_is_recognised_and_kept_exactly(
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("family", few(Family))
+@pytest.mark.parametrize("family", two_when_quick(Family))
 def test_an_ordinary_source_is_searched(family: Family, converted: Converted) -> None:
     _, summary = converted(family)
     assert summary.choice.method.value == "mse"
@@ -324,7 +324,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("method", ["auto", "minmax"])
-@pytest.mark.parametrize("value", every(3, [torch.nan, torch.inf, -torch.inf]))
+@pytest.mark.parametrize("value", one_in(3, [torch.nan, torch.inf, -torch.inf]))
 @pytest.mark.parametrize(("tensor", "first", "later", "named"), FAULTS)
 def test_a_weight_that_is_not_finite_is_named_with_its_first_index(  # noqa: PLR0913, PLR0917 - one case
     tensor: str,
@@ -432,7 +432,7 @@ def test_a_norm_that_gemma4_has_not_must_be_ones(dense: Path, tmp_path: Path) ->
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("family", every(2, [Family.DENSE, Family.E2B]))
+@pytest.mark.parametrize("family", one_in(2, [Family.DENSE, Family.E2B]))
 def test_a_packed_vision_tower_is_told_apart_from_the_decoder(
     family: Family, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
@@ -461,7 +461,7 @@ def written_document(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("family", few(Family))
+@pytest.mark.parametrize("family", two_when_quick(Family))
 def test_golden_config_and_index(family: Family, converted: Converted) -> None:
     recipes = [recipe for one, recipe in APPLYING if one is family]
     written = {recipe: written_document(converted(family, recipe)[0]) for recipe in recipes}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.program import Program, Ran, g4convert
 from helpers.ranked import ranked
 from helpers.rewriting import Tensors, rewritten
@@ -134,7 +134,7 @@ NORMS: Mapping[str, tuple[Callable[..., Any], Callable[..., Any], str]] = {
 
 
 @pytest.mark.parametrize("part", ["up_proj", "(mlp|self_attn)\\.[a-z]+_proj"])
-@pytest.mark.parametrize("case", few(NORMS))
+@pytest.mark.parametrize("case", two_when_quick(NORMS))
 def test_computed_weights_are_written_out(
     case: str, part: str, dense: Path, tmp_path: Path, g4convert: Program
 ) -> None:

@@ -1,7 +1,7 @@
 """Grids of cases: the quick run takes two, `make test` a part that has every value, and `make test-full` all.
 
-    few(CASES)                   `make test`, too, takes all
-    every(3, CASES)              the part is the first of three, the first of the next three, and so on
+    two_when_quick(CASES)        `make test`, too, takes all
+    one_in(3, CASES)             the part is the first of three, the first of the next three, and so on
     covering(CASES)              a few in which every value of every parameter is
     diagonal(FAMILIES, DTYPES)   of all combinations a few, in the same way
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from _pytest.mark import ParameterSet
 
-__all__ = ["covering", "diagonal", "every", "few"]
+__all__ = ["covering", "diagonal", "one_in", "two_when_quick"]
 
 
 def _marked(cases: Iterable[object], part: Sequence[int]) -> list[ParameterSet]:
@@ -31,12 +31,12 @@ def _marked(cases: Iterable[object], part: Sequence[int]) -> list[ParameterSet]:
     return [pytest.param(*row, marks=marks.get(place, pytest.mark.full)) for place, row in enumerate(rows)]
 
 
-def few(cases: Iterable[object]) -> list[ParameterSet]:
+def two_when_quick(cases: Iterable[object]) -> list[ParameterSet]:
     """All cases, of which the quick run takes two, and `make test` all."""
-    return every(1, cases)
+    return one_in(1, cases)
 
 
-def every(step: int, cases: Iterable[object]) -> list[ParameterSet]:
+def one_in(step: int, cases: Iterable[object]) -> list[ParameterSet]:
     """All cases, of which `make test` takes one in `step`."""
     every_case = list(cases)
     return _marked(every_case, range(0, len(every_case), step))

@@ -9,7 +9,7 @@ import torch
 from helpers.checked import assert_loads_as, broken, checked, codes, loads, section
 from helpers.conversions import quantized, stored
 from helpers.field import BY_LAYER, by_layer, patterns
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.rewriting import rewritten
 
 from g4convert.engines.verdicts import Loads
@@ -58,7 +58,7 @@ DAMAGES: Mapping[str, Any] = {
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("family", every(2, ["dense", "unified"]))
+@pytest.mark.parametrize("family", one_in(2, ["dense", "unified"]))
 def test_what_fix_writes_loads_with_every_value(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     good = tmp_path / "good"
     quantized(request.getfixturevalue(family), good, method="minmax")

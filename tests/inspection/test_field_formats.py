@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.checked import assert_loads_as, beside, checked, codes, dense_out, loaded_values, loads, modules, section
 from helpers.conversions import quantized, stored
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.rewriting import Tensors, rewritten
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -200,7 +200,7 @@ def test_a_format_is_read_where_the_engine_reads_it(name: str, dense_out: Path, 
 
 
 @pytest.mark.parametrize(
-    "name", few([name for name, (*_, refusing) in FORMATS.items() if "transformers" not in refusing])
+    "name", two_when_quick([name for name, (*_, refusing) in FORMATS.items() if "transformers" not in refusing])
 )
 def test_transformers_infers_a_format_that_the_group_lacks(name: str, dense_out: Path, tmp_path: Path) -> None:
     top, own, _ = FORMATS[name]

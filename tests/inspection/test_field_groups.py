@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from helpers.checked import assert_loads_as, checked, codes, dense_out, loads, modules, section
 from helpers.conversions import quantized, stored
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.rewriting import Tensors, rewritten
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -50,7 +50,7 @@ def test_two_precisions_in_what_engines_fuse(
 
 @pytest.mark.parametrize(
     ("family", "end", "answer"),
-    few(
+    two_when_quick(
         [
             ("dense", "v_proj", Loads.YES),
             ("dense", "up_proj", Loads.YES),
@@ -129,7 +129,7 @@ YES = {"transformers", "vllm", "sglang"}
 
 @pytest.mark.parametrize(
     ("groups", "loaded"),
-    few(
+    two_when_quick(
         [
             ([(["Linear"], 4), ([WHOLE], 8)], YES),
             ([([WHOLE], 8), (["Linear"], 4)], YES),

@@ -9,7 +9,7 @@ import transformers
 from helpers.checked import assert_loads_as, checked, dense_out, loaded_values, loads
 from helpers.conversions import quantized, stored
 from helpers.engine_cases import SPELLINGS
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.rewriting import Tensors, rewritten
 from packaging.version import Version
 
@@ -48,7 +48,7 @@ NEW = Version(transformers.__version__) >= Version("5.23")
 
 @pytest.mark.parametrize(
     ("family", "names", "read"),
-    few(
+    two_when_quick(
         [
             ("dense", "of vLLM", {"vllm"}),
             ("dense", "of the inner model", {"transformers", "sglang"}),

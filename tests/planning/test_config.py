@@ -15,7 +15,7 @@ import torch
 from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.utils.match import is_match
 from conftest import Checkpoints
-from helpers.grids import every, few
+from helpers.grids import one_in, two_when_quick
 from helpers.headers import planned, section
 from helpers.released_configs import FAMILIES, RELEASED, released
 from transformers import AutoConfig
@@ -75,7 +75,7 @@ def linears(model: Model) -> Iterable[tuple[str, torch.nn.Linear]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
 
 
-@pytest.mark.parametrize("family", few(Family))
+@pytest.mark.parametrize("family", two_when_quick(Family))
 def test_transformers_builds_what_is_packed(family: Family, checkpoints: Checkpoints) -> None:
     whole, checkpoint = skeleton(str(checkpoints(family)))
     for recipe, plan in plans(checkpoint):
@@ -100,7 +100,7 @@ def text_only(family: Family) -> Model:
         return model_class(model_type)(AutoConfig.for_model(model_type, **_CONFIGS[family]["text_config"]))
 
 
-@pytest.mark.parametrize("family", few(Family))
+@pytest.mark.parametrize("family", two_when_quick(Family))
 def test_compressed_tensors_reads_the_config_and_gives_it_back(family: Family, checkpoints: Checkpoints) -> None:
     for recipe, plan in plans(skeleton(str(checkpoints(family)))[1]):
         written = section(plan)
@@ -124,7 +124,7 @@ def assert_within(ours: object, theirs: object, path: str = "") -> None:
         assert_within(value, theirs.get(key), f"{path}.{key}")
 
 
-@pytest.mark.parametrize("family", few(Family))
+@pytest.mark.parametrize("family", two_when_quick(Family))
 def test_ignore_is_short_and_names_no_layer(family: Family, checkpoints: Checkpoints) -> None:
     for recipe, plan in plans(skeleton(str(checkpoints(family)))[1]):
         ignore = section(plan)["ignore"]
@@ -190,7 +190,7 @@ def _names(contract: Contract, plan: Plan) -> set[str]:
     return {name for module in modules for name in (*module.shards, *reading.lookups(module))}
 
 
-@pytest.mark.parametrize("size", every(3, RELEASED))
+@pytest.mark.parametrize("size", one_in(3, RELEASED))
 def test_released_sizes_have_a_config_that_is_proved(size: str) -> None:
     assert section(planned(released(size)))["ignore"]
 

@@ -8,7 +8,7 @@ import pytest
 from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.utils.match import match_targets
 from helpers import ROOT
-from helpers.grids import every, few
+from helpers.grids import one_in, two_when_quick
 from helpers.headers import opened, planned, section
 from helpers.released_configs import FAMILIES, RELEASED, released
 from hypothesis import given, settings
@@ -61,7 +61,7 @@ def recipes(draw: st.DrawFn, family: str) -> dict[str, Any]:
     return {"bits": bits, "rules": rules, "assistant": "pack", "kv_shared": draw(st.sampled_from(["keep", "drop"]))}
 
 
-@pytest.mark.parametrize("family", few(FAMILIES))
+@pytest.mark.parametrize("family", two_when_quick(FAMILIES))
 @given(data=st.data())
 @settings(max_examples=10, deadline=None)
 def test_every_engine_takes_the_packing_of_the_plan(family: str, data: st.DataObject) -> None:
@@ -87,7 +87,7 @@ def test_every_engine_takes_the_packing_of_the_plan(family: str, data: st.DataOb
         assert wanted.keys() - left.keys() - plain == found.keys() - plain, contract.label
 
 
-@pytest.mark.parametrize("family", few(FAMILIES))
+@pytest.mark.parametrize("family", two_when_quick(FAMILIES))
 @given(data=st.data())
 @settings(max_examples=5, deadline=None)
 def test_compressed_tensors_takes_the_packing_of_the_plan(family: str, data: st.DataObject) -> None:
@@ -191,7 +191,7 @@ def test_what_rules_may_not_say(family: str, options: Mapping[str, Any], message
         assert [*caught.value.offenders] == offenders
 
 
-@pytest.mark.parametrize("size", every(2, RELEASED))
+@pytest.mark.parametrize("size", one_in(2, RELEASED))
 def test_entries_stay_few_for_whole_roles_and_runs_of_layers(size: str) -> None:
     rules = [{"layers": "0-1", "bits": 8}]
     written = section(planned(released(size), bits={"attention": 8}, rules=rules))
@@ -206,7 +206,7 @@ def test_contracts_name_the_engines_of_the_tests() -> None:
     assert set(CONTRACTS) == {"transformers", "vllm", "sglang"}
 
 
-@pytest.mark.parametrize("size", every(2, RELEASED))
+@pytest.mark.parametrize("size", one_in(2, RELEASED))
 def test_the_documented_sizes_are_those_of_the_plans(size: str) -> None:
     lines = (ROOT / "docs" / "reference" / "recipes.md").read_text().partition("| GB |")[2].splitlines()
     place = [cell.strip() for cell in lines[0].split("|")].index(size)

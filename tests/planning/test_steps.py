@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from helpers import golden
-from helpers.grids import few
+from helpers.grids import two_when_quick
 from helpers.headers import opened, planned
 from helpers.released_configs import FAMILIES, RELEASED, Config, released, small, stored
 from hypothesis import given, settings
@@ -107,7 +107,7 @@ def planned_document(size: str, config: Config, recipe: str) -> dict[str, Any] |
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("size", few(RELEASED))
+@pytest.mark.parametrize("size", two_when_quick(RELEASED))
 def test_plans_of_the_released_sizes(size: str) -> None:
     """The default recipe on all layers; of other recipes what they change on a few layers, and as few experts."""
     whole = planned_document(size, released(size), DEFAULT)

@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT
 
 from g4convert.errors import UsageError
-from g4convert.planning import recipe
+from g4convert.planning import recipe_files
 from g4convert.report import Finding, Report, Severity
 from g4convert.verification.gates import judge, outlook
 from g4convert.verification.profiles import Profile, load, shipped
@@ -41,7 +41,7 @@ def verdict(found: dict[str, Finding]) -> Severity:
 
 def test_shipped_profiles_load_start_with_a_command_and_are_no_recipes() -> None:
     assert set(shipped()) == {"w4a16", "qat", "parity"}
-    assert not set(shipped()) & set(recipe.shipped())
+    assert not set(shipped()) & set(recipe_files.shipped())
     for name in shipped():
         text = (ROOT / "recipes" / "profiles" / f"{name}.yaml").read_text()
         first = text.splitlines()[0]

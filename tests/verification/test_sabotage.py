@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.damage import STATIC, VALUES, damaged
 from helpers.faults import PATHS, Fault, Written, failures, written
-from helpers.grids import every, few
+from helpers.grids import one_in, two_when_quick
 
 from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
@@ -53,7 +53,7 @@ DISK = (
 )
 
 
-@pytest.mark.parametrize(("name", "family", "code", "subject"), few(DISK), ids=[row[0] for row in DISK])
+@pytest.mark.parametrize(("name", "family", "code", "subject"), two_when_quick(DISK), ids=[row[0] for row in DISK])
 def test_a_damaged_checkpoint_fails_and_the_damage_is_named(  # noqa: PLR0913, PLR0917 -- a row and its fixtures
     name: str, family: str, code: str, subject: str, written: Written, tmp_path: Path
 ) -> None:
@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_fails_and_the_damage_is_named(  # noqa: PLR0913, P
     assert any(subject in one for one in named.get(code, [])), named
 
 
-@pytest.mark.parametrize("family", few(FAMILIES))
+@pytest.mark.parametrize("family", two_when_quick(FAMILIES))
 def test_its_twin_passes(family: str, written: Written) -> None:
     source, out = written(family)
     found = verify(Request(out, source, Level.WEIGHTS))
@@ -120,7 +120,7 @@ def judged(written: Written) -> Callable[..., Judged]:
 
 
 @pytest.mark.parametrize(
-    ("name", "family", "fault", "kind", "code", "subject"), every(3, PATHS), ids=[row[0] for row in PATHS]
+    ("name", "family", "fault", "kind", "code", "subject"), one_in(3, PATHS), ids=[row[0] for row in PATHS]
 )
 def test_a_fault_of_the_path_fails_and_is_named(  # noqa: PLR0913, PLR0917 -- a row and its fixtures
     name: str, family: str, fault: Fault, kind: str, code: str, subject: str, judged: Callable[..., Judged]
@@ -133,7 +133,7 @@ def test_a_fault_of_the_path_fails_and_is_named(  # noqa: PLR0913, PLR0917 -- a 
 @pytest.mark.wide
 @pytest.mark.parametrize(
     ("family", "kind"),
-    every(3, sorted({(row[1], row[3]) for row in PATHS})),
+    one_in(3, sorted({(row[1], row[3]) for row in PATHS})),
     ids=lambda word: str(word).replace(" ", "-"),
 )
 def test_the_right_path_passes(family: str, kind: str, judged: Callable[..., Judged]) -> None:

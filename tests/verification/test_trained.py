@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import ROOT
 from helpers.conversions import quantized
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.reload import dequantized, reload
 from transformers import AutoConfig, AutoTokenizer
 
@@ -133,7 +133,7 @@ def test_routing_is_peaked_and_uses_every_expert() -> None:
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("family", every(2, TRAINED))
+@pytest.mark.parametrize("family", one_in(2, TRAINED))
 def test_four_bits_cost_little_and_damage_shows(family: Family, tmp_path: Path) -> None:
     cost = {}
     for method in ("minmax", "mse"):

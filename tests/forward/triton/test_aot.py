@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers.grids import every
+from helpers.grids import one_in
 
 pytest.importorskip("triton")
 
@@ -64,7 +64,7 @@ CHOSEN = {(80, "down", 16), (89, "gate_up", 64), (90, "gate_up", 8), (90, "gate_
 
 @pytest.mark.parametrize(
     ("architecture", "variant"),
-    every(
+    one_in(
         9,
         [
             (architecture, variant)
@@ -110,7 +110,7 @@ def test_float32_compiles_without_spills(kind: Kind) -> None:
     assert machine.loop["FFMA"] > 0
 
 
-@pytest.mark.parametrize("architecture", every(2, [80, 120]))
+@pytest.mark.parametrize("architecture", one_in(2, [80, 120]))
 def test_routing_compiles_without_spills(architecture: int) -> None:
     for machine in aot.compile_helpers(architecture).values():
         assert machine.spills == 0

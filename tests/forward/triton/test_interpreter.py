@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import interpreted
 from helpers.conversions import quantized
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.interpreted import Case, Interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,7 +53,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", every(9, CASES), ids=str)
+@pytest.mark.parametrize("case", one_in(9, CASES), ids=str)
 def test_experts_are_those_of_float64(interpreter: Interpreter, case: Case) -> None:
     assert interpreter(interpreted.moe_error, case, 7) < BOUNDS[case.dtype]
 
@@ -67,7 +67,7 @@ LINEARS = [
 ]
 
 
-@pytest.mark.parametrize(("case", "bias"), every(5, product(LINEARS, [False, True])), ids=str)
+@pytest.mark.parametrize(("case", "bias"), one_in(5, product(LINEARS, [False, True])), ids=str)
 def test_one_expert_is_a_linear(interpreter: Interpreter, case: Case, *, bias: bool) -> None:
     assert interpreter(_linear_error, case, 7, bias) < BOUNDS[case.dtype]
 
@@ -78,7 +78,7 @@ def _linear_error(case: Case, seed: int, bias: bool) -> float:  # noqa: FBT001 -
 
 @pytest.mark.parametrize(
     "damage",
-    every(
+    one_in(
         4,
         [
             "nibble order",
@@ -105,7 +105,7 @@ def test_experts_may_be_in_any_order(interpreter: Interpreter) -> None:
     assert interpreter(interpreted.renumbered)
 
 
-@pytest.mark.parametrize("t", every(2, [2, 20]))
+@pytest.mark.parametrize("t", one_in(2, [2, 20]))
 def test_a_token_sent_to_nobody_is_zero(interpreter: Interpreter, t: int) -> None:
     assert interpreter(interpreted.nobody_chosen, t)
 

@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("triton")
 
 from helpers import interpreted
-from helpers.grids import every
+from helpers.grids import one_in
 from helpers.interpreted import Case
 from helpers.ptx.launch import emulated
 from helpers.ptx.memory import Fault
@@ -113,7 +113,7 @@ def shipped(architecture: int, tile: Tile) -> tuple[float, list[Launch]]:
     return run_moe(case, architecture, tile, unsent=(0, 0))
 
 
-@pytest.mark.parametrize(("architecture", "tile"), every(3, _shipped()), ids=str)
+@pytest.mark.parametrize(("architecture", "tile"), one_in(3, _shipped()), ids=str)
 def test_tiles_that_ship_are_right(architecture: int, tile: Tile) -> None:
     error, launches = shipped(architecture, tile)
     assert error < BOUNDS["bfloat16"]
@@ -122,7 +122,7 @@ def test_tiles_that_ship_are_right(architecture: int, tile: Tile) -> None:
         assert ("wgmma.mma_async" in launch.ptx) == (architecture == 90 and tile.num_warps >= 4)
 
 
-@pytest.mark.parametrize(("architecture", "tile"), every(3, _shipped()), ids=str)
+@pytest.mark.parametrize(("architecture", "tile"), one_in(3, _shipped()), ids=str)
 def test_each_word_is_read_once_for_each_block_of_rows(architecture: int, tile: Tile) -> None:
     """Words where blocks of columns overlap are read once more; those of experts without tokens, never."""
     for launch, gates in zip(shipped(architecture, tile)[1][1:3], (2, 1), strict=True):
@@ -158,7 +158,7 @@ MORE_FORMS = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "tile", "case"), every(4, FORMS + MORE_FORMS * ALL), ids=str)
+@pytest.mark.parametrize(("architecture", "tile", "case"), one_in(4, FORMS + MORE_FORMS * ALL), ids=str)
 def test_weights_of_every_form_are_right(architecture: int, tile: Tile, case: Case) -> None:
     assert run_moe(case, architecture, tile)[0] < BOUNDS[case.dtype]
 
@@ -173,7 +173,7 @@ LINEARS = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "tile", "case"), every(6, LINEARS), ids=str)
+@pytest.mark.parametrize(("architecture", "tile", "case"), one_in(6, LINEARS), ids=str)
 def test_a_linear_is_right_at_every_edge(architecture: int, tile: Tile, case: Case) -> None:
     """Neither rows nor columns nor steps come out even, and the pipeline runs for more steps than it has stages."""
     assert run_linear(case, architecture, tile)[0] < BOUNDS[case.dtype]
@@ -251,7 +251,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "damage", "message"), every(3, REFUSED), ids=[row[2] for row in REFUSED])
+@pytest.mark.parametrize(("architecture", "damage", "message"), one_in(3, REFUSED), ids=[row[2] for row in REFUSED])
 def test_what_a_kernel_must_not_do_is_refused(
     architecture: int, damage: Callable[[str, str], str], message: str
 ) -> None:
@@ -274,7 +274,7 @@ MISTAKEN = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "change", "pattern", "by"), every(4, MISTAKEN))
+@pytest.mark.parametrize(("architecture", "change", "pattern", "by"), one_in(4, MISTAKEN))
 def test_what_is_wrong_gives_another_result(
     architecture: int, change: Callable[..., str], pattern: str, by: str
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.grids import every
+from helpers.grids import one_in
 from torch.nn import functional
 
 from g4convert.forward.candidate import ModelCandidate
@@ -83,7 +83,7 @@ def negative_head(model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "name"),
-    every(
+    one_in(
         3,
         [
             (swap_gate_and_up, "layers.1.experts.7"),
@@ -147,7 +147,7 @@ def silent_tower(model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("family", "fault", "kind", "name"),
-    every(
+    one_in(
         3,
         [
             ("moe", post_norm, "image", "embed_vision"),
@@ -172,7 +172,7 @@ def test_faults_of_towers_and_embedders(
     assert not culprits(examined.errors, LIMIT)
 
 
-@pytest.mark.parametrize("family", every(5, ["moe", "dense", "unified", "e2b", "text", "assistant"]))
+@pytest.mark.parametrize("family", one_in(5, ["moe", "dense", "unified", "e2b", "text", "assistant"]))
 def test_a_twin_is_not_blamed(family: str, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue("checkpoints")(family)
     kinds = ("draft",) if family == "assistant" else ("prose", "batch", "image", "audio", "video")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.grids import diagonal, every, few
+from helpers.grids import diagonal, one_in, two_when_quick
 from torch.nn import functional
 
 from g4convert.forward.candidate import ModelCandidate
@@ -49,8 +49,8 @@ def test_wrong_activation_of_experts(words: str, memory: str, dtype: str, moe: P
     assert wrong[0].found.startswith(words)
 
 
-@pytest.mark.parametrize("dtype", every(3, DTYPES))
-@pytest.mark.parametrize("family", few(["moe", "dense", "unified", "e2b", "text", "assistant"]))
+@pytest.mark.parametrize("dtype", one_in(3, DTYPES))
+@pytest.mark.parametrize("family", two_when_quick(["moe", "dense", "unified", "e2b", "text", "assistant"]))
 def test_right_activations(family: str, dtype: str, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue("checkpoints")(family)
     reference, candidate = models(directory, dtype)

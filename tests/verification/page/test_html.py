@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.grids import every
+from helpers.grids import one_in
 
 from g4convert.report import Finding, Report, Severity
 from g4convert.verification import gates, profiles
@@ -355,8 +355,8 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="NOT RUN: no Chromium here
 
 @pytest.mark.wide
 @browser
-@pytest.mark.parametrize(("width", "columns"), every(3, [(1200, 2), (400, 1)]))
-@pytest.mark.parametrize("size", every(3, [((30, 128),), ((3, 12),), ((60, 0),)]))
+@pytest.mark.parametrize(("width", "columns"), one_in(3, [(1200, 2), (400, 1)]))
+@pytest.mark.parametrize("size", one_in(3, [((30, 128),), ((3, 12),), ((60, 0),)]))
 def test_in_a_browser(width: int, columns: int, size: tuple[int, int], tmp_path: Path) -> None:
     given = report(layers=size[0], experts=size[1] or 1)
     if not size[1]:
@@ -371,7 +371,7 @@ def test_in_a_browser(width: int, columns: int, size: tuple[int, int], tmp_path:
 
 @pytest.mark.wide
 @browser
-@pytest.mark.parametrize("width", every(2, [400, 1200]))
+@pytest.mark.parametrize("width", one_in(2, [400, 1200]))
 def test_hostile_names_in_a_browser(width: int, tmp_path: Path) -> None:
     found = measured(page(hostile_report()), width, tmp_path)
     assert found["scroll"] <= found["client"], "wider than the screen"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Checkpoints
-from helpers.grids import every, few
+from helpers.grids import one_in, two_when_quick
 from helpers.probed import FAMILIES, by_name, counted, models
 from helpers.prompts import first_of_each
 from transformers import AutoTokenizer
@@ -23,7 +23,7 @@ from g4convert.verification.probes.suite import bundled, digest, left_padded, ma
 __all__ = ["models"]  # a fixture
 
 
-@pytest.mark.parametrize("family", few(FAMILIES))
+@pytest.mark.parametrize("family", two_when_quick(FAMILIES))
 def test_left_padding_gives_the_logits_of_the_rows_alone(family: str, models) -> None:  # noqa: ANN001
     model, probes = models(family)
     names = by_name(probes)
@@ -35,7 +35,7 @@ def test_left_padding_gives_the_logits_of_the_rows_alone(family: str, models) ->
     assert float((batch - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("family", every(3, FAMILIES))
+@pytest.mark.parametrize("family", one_in(3, FAMILIES))
 def test_decoding_with_a_cache_equals_one_prefill(family: str, models) -> None:  # noqa: ANN001
     model, probes = models(family)
     wanted = {"harbour", "long_1", "batch", "image_wide", "audio_padded", "video"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from conftest import Checkpoints
-from helpers.grids import every, few
+from helpers.grids import one_in, two_when_quick
 from helpers.probed import FAMILIES, MEDIA_KINDS, TEXT_KINDS, by_name, counted, models
 from helpers.prompts import first_of_each
 from helpers.reload import reload
@@ -59,7 +59,7 @@ def tensors(model: Model, pattern: str) -> list[torch.Tensor]:
     return [tensor for name, tensor in found if re.search(pattern, name)]
 
 
-@pytest.mark.parametrize("family", few(FAMILIES))
+@pytest.mark.parametrize("family", two_when_quick(FAMILIES))
 def test_a_family_gets_a_probe_for_each_way_in(family: str, models) -> None:  # noqa: ANN001
     _, probes = models(family)
     assert {probe.bucket for probe in probes} == FAMILIES[family] <= set(KINDS)
@@ -72,7 +72,7 @@ def test_a_family_gets_a_probe_for_each_way_in(family: str, models) -> None:  # 
         assert torch.equal(ids[probe.scored + 1], probe.targets)
 
 
-@pytest.mark.parametrize("family", few(FAMILIES))
+@pytest.mark.parametrize("family", two_when_quick(FAMILIES))
 def test_probes_are_the_same_in_every_run_and_others_for_another_seed(family: str, models, checkpoints) -> None:  # noqa: ANN001
     model, probes = models(family)
     assert digest(make_probes(model.config, checkpoints(family))) == digest(probes)
@@ -80,7 +80,7 @@ def test_probes_are_the_same_in_every_run_and_others_for_another_seed(family: st
     assert (digest(other) != digest(probes)) == bool(FAMILIES[family] & MEDIA_KINDS)
 
 
-@pytest.mark.parametrize(("family", "pattern"), every(3, PARTS))
+@pytest.mark.parametrize(("family", "pattern"), one_in(3, PARTS))
 def test_damage_to_a_part_is_seen_by_its_probes_and_by_no_other(
     family: str,
     pattern: str,

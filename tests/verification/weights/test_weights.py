@@ -12,7 +12,7 @@ from conftest import Checkpoints
 from helpers.conversions import quantized
 from helpers.damage import LAYER, PARTS, VALUES, Tensors, damaged, nibbles, rewrite, words
 from helpers.dialect_sources import write
-from helpers.grids import every, few
+from helpers.grids import one_in, two_when_quick
 from safetensors.torch import load_file, save_file
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -48,8 +48,8 @@ def packed_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("seed", every(3, [0, 1, 2]))
-@pytest.mark.parametrize("family", few(list(Family)))
+@pytest.mark.parametrize("seed", one_in(3, [0, 1, 2]))
+@pytest.mark.parametrize("family", two_when_quick(list(Family)))
 def test_no_false_alarm(family: Family, seed: int, tmp_path: Path) -> None:
     try:
         source = make(family, tmp_path / "source", seed=seed)
@@ -75,7 +75,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", every(3, RECIPES))
+@pytest.mark.parametrize("recipe", one_in(3, RECIPES))
 def test_no_false_alarm_for_other_recipes(recipe: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     family, options = RECIPES[recipe]
     quantized(checkpoints(family), tmp_path / "out", **options)
@@ -89,7 +89,9 @@ def test_sources_of_other_dtypes(dtype: str, checkpoints: Checkpoints, tmp_path:
     assert bad(check(tmp_path / "out", source)) == []
 
 
-@pytest.mark.parametrize("dialect", few(["per expert", "moe.experts", "tied head", "short embedders", "no model"]))
+@pytest.mark.parametrize(
+    "dialect", two_when_quick(["per expert", "moe.experts", "tied head", "short embedders", "no model"])
+)
 def test_sources_in_other_dialects(dialect: str, moe: Path, tmp_path: Path) -> None:
     source = write(moe, tmp_path / "source", dialect)
     quantized(source, tmp_path / "out")
@@ -319,7 +321,7 @@ def test_bands(method: str | None, usual: float) -> None:
     assert band.fit < band.usual < band.limit
 
 
-@pytest.mark.parametrize("method", every(3, ["minmax", "mse"]))
+@pytest.mark.parametrize("method", one_in(3, ["minmax", "mse"]))
 @pytest.mark.parametrize("group", [32, 128, None])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_heavy_tails_are_no_fault(method: str, group: int | None, bits: int, tmp_path: Path, dense: Path) -> None:
