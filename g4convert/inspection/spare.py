@@ -1,7 +1,7 @@
 """Compares the values of tensors that no engine needs with those that the engines compute with in their place.
 
-    a head that the config ties    the embedding: vLLM and SGLang drop the stored head; transformers compares the two,
-                                   and keeps the head of its own if they differ
+    a head that the config ties    the embedding: SGLang drops the stored head; transformers and vLLM 0.33
+                                   (`model_loader/weight_tying.py`) compare the two, and keep a head that differs
     a bias that no Linear has      none: all engines drop it
 
 Tensors are read, once, only where they are stored.
@@ -44,6 +44,6 @@ def spare_values(stored: StoredCheckpoint) -> Iterator[Finding]:
             elif extra.kind is ExtraKind.TIED and embedding is not None:
                 found = Finding(_HEAD, Severity.PASS, name, "the embedding's values", _TIED)
                 if not same_values(out.tensors[name], out.tensors[embedding.name], reader):
-                    differs = f"differs from {embedding.name}: vLLM and SGLang drop it, transformers computes with it"
+                    differs = f"differs from {embedding.name}: SGLang drops it, vLLM and transformers compute with it"
                     found = Finding(_HEAD, Severity.FAIL, name, differs, _TIED, _WAYS)
                 yield found
