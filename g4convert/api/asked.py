@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from g4convert.api.bundled import row_length
-from g4convert.calibration.answers import Own, answered
-from g4convert.calibration.documents import Document, bundled, hash_of_documents, read_documents
+from g4convert.calibration.answers import Own, answer_questions
+from g4convert.calibration.documents import Document, bundled_documents, hash_of_documents, read_documents
 from g4convert.calibration.rows import Written
 from g4convert.calibration.sampling import sample
 from g4convert.calibration.tokens import Tokens
@@ -87,7 +87,7 @@ class CalibrationRequest:
 
     def bundled(self) -> tuple[Document, ...]:
         """Return the bundled texts, with those about pictures if the model takes these and a row holds one."""
-        return bundled(pictures=not self._without_pictures())
+        return bundled_documents(pictures=not self._without_pictures())
 
     def read(self, data: str) -> tuple[Document, ...]:
         """Read the user's own texts; see `calibrate`."""
@@ -140,7 +140,7 @@ class CalibrationRequest:
         def answer(order: Sequence[Document], enough: int) -> list[Written]:
             with memory_faults():
                 loaded = load(self.checkpoint.path, dtype="bfloat16", device=torch_device(device))
-                return answered(loaded, self.frame, order, enough=enough, seed=self.seed, progress=progress)
+                return answer_questions(loaded, self.frame, order, enough=enough, seed=self.seed, progress=progress)
 
         tokenizer = tokenizer_hash(self.checkpoint.path)
         found = sample(

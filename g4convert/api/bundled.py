@@ -53,9 +53,9 @@ def _counted(tokenizer: bytes) -> int:
     """Return how many token ids a tokenizer.json makes of the bundled texts."""
     from tokenizers import Tokenizer  # noqa: PLC0415 -- here and below: what most plans do without
 
-    from g4convert.calibration.documents import bundled  # noqa: PLC0415
+    from g4convert.calibration.documents import bundled_documents  # noqa: PLC0415
 
     encoded = Tokenizer.from_buffer(tokenizer).encode_batch(
-        [document.text for document in bundled()], add_special_tokens=False
+        [document.text for document in bundled_documents()], add_special_tokens=False
     )
     return sum(len(one.ids) for one in encoded)

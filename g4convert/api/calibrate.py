@@ -9,7 +9,7 @@ from typing import Any
 from g4convert.api.asked import CalibrationRequest
 from g4convert.api.led import run_led
 from g4convert.api.made_before import made_before
-from g4convert.calibration.answers import Own, decided
+from g4convert.calibration.answers import Own, should_answer
 from g4convert.calibration.documents import hash_of_documents
 from g4convert.calibration.kept import Begun, check_ours, partial_of
 from g4convert.calibration.record import record
@@ -137,7 +137,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     asked = CalibrationRequest.of(os.fspath(model), samples=samples, length=length, seed=seed)
     check_apart([path, partial_of(path)], [asked.checkpoint.path, *([] if data is None else [Path(data)])])
     documents = asked.bundled() if data is None else asked.read(os.fspath(data))
-    own = decided(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
+    own = should_answer(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
     if own.answers and data is not None:
         asked.check_questions(os.fspath(data), documents)
     begun = Begun(path, {**asked.facts, "data": hash_of_documents(documents), "answers": own.answers})

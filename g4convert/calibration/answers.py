@@ -49,7 +49,7 @@ class Own:
     why: str
 
 
-def decided(checkpoint: Checkpoint, device: torch.device, *, chat: bool, asked: bool | None) -> Own:
+def should_answer(checkpoint: Checkpoint, device: torch.device, *, chat: bool, asked: bool | None) -> Own:
     """Decide whether a model answers the questions itself.
 
     Args:
@@ -80,7 +80,7 @@ def decided(checkpoint: Checkpoint, device: torch.device, *, chat: bool, asked: 
     return Own(answers=False, why=f"taken as they are: {reason}")
 
 
-def answered(  # noqa: PLR0913 -- a model, its words, and how much
+def answer_questions(  # noqa: PLR0913 -- a model, its words, and how much
     model: Model, frame: Frame, documents: Sequence[Document], *, enough: int, seed: int, progress: Progress
 ) -> list[Written]:
     """Let a model answer the questions of documents, several times if need be.
@@ -99,7 +99,7 @@ def answered(  # noqa: PLR0913 -- a model, its words, and how much
     Raises:
         GateError: a logit is not finite.
     """
-    questions = [*_taken([_question(document, frame) for document in documents], enough)]
+    questions = [*_enough_questions([_question(document, frame) for document in documents], enough)]
     said: list[list[int]] = [[] for _ in questions]
     batches = [*_batches([len(question) for question in questions])]
     generator, begins = torch.Generator().manual_seed(seed), frame.beginning
@@ -117,7 +117,7 @@ def answered(  # noqa: PLR0913 -- a model, its words, and how much
     return [Written(one.kind, tuple(ids), whole=True) for one, ids in zip(documents, said, strict=False) if ids]
 
 
-def _taken(questions: Iterable[list[int]], enough: int) -> Iterator[list[int]]:
+def _enough_questions(questions: Iterable[list[int]], enough: int) -> Iterator[list[int]]:
     """Yield questions, in order, until they and answers of `_LONGEST` / 2 ids have `enough` ids; at least a batch."""
     left = enough
     for number, question in enumerate(questions):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from g4convert.calibration.student import Student
 from g4convert.calibration.targets import SoftTargets
 from g4convert.calibration.team import in_order
-from g4convert.calibration.tokens import Tokens, held_out
+from g4convert.calibration.tokens import Tokens, held_out_samples
 from g4convert.planning.training import BATCH, EPOCHS
 from g4convert.whole_files import write_whole
 
@@ -54,7 +54,7 @@ class Schedule:
 
     def batches(self, samples: int) -> list[list[int]]:
         """Return the sequences of each step; an epoch has all of `samples` that are not held out, in its own order."""
-        training = [s for s in range(samples) if s not in held_out(samples)]
+        training = [s for s in range(samples) if s not in held_out_samples(samples)]
         orders = [self.order(epoch, training) for epoch in range(self.epochs)]
         return [order[at : at + self.batch] for order in orders for at in range(0, len(order), self.batch)]
 
@@ -113,7 +113,7 @@ class Distillation:
                 return float(found.mean(dtype=torch.float64))
 
         self.student.go(share)
-        found = [one for _, one in in_order(self.pool, kl, sorted(held_out(self.tokens.samples)))]
+        found = [one for _, one in in_order(self.pool, kl, sorted(held_out_samples(self.tokens.samples)))]
         return sum(found) / len(found)
 
     @property

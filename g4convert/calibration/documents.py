@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from g4convert.calibration.pictures import NAMED, Find, Picture, beside, drawn, none_of_datasets
+from g4convert.calibration.pictures import NAMED, Find, Picture, beside, draw_named, none_of_datasets
 from g4convert.errors import EnvironmentFault, InputError
 from g4convert.quantities import plural
 from g4convert.text_lines import ROLES, checked_text, json_lines, parse_lines, read_texts
@@ -69,7 +69,7 @@ class Document:
             yield from [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def bundled(*, pictures: bool = False) -> tuple[Document, ...]:
+def bundled_documents(*, pictures: bool = False) -> tuple[Document, ...]:
     """Return the texts that ship with the package, written for it.
 
     Args:
@@ -79,7 +79,9 @@ def bundled(*, pictures: bool = False) -> tuple[Document, ...]:
     return tuple(
         document
         for kind in (*KINDS, *[PICTURES] * pictures)
-        for document in _parsed(json_lines((folder / f"{kind}.jsonl").read_text("utf-8")), f"{kind}.jsonl", kind, drawn)
+        for document in _parse_lines(
+            json_lines((folder / f"{kind}.jsonl").read_text("utf-8")), f"{kind}.jsonl", kind, draw_named
+        )
     )
 
 
@@ -97,11 +99,11 @@ def read_documents(data: str) -> tuple[Document, ...]:
     path = Path(data)
     if path.suffix in {".jsonl", ".txt"}:
         text, is_lines = read_texts(data, _FORMS), path.suffix == ".jsonl"
-        found = _parsed(json_lines(text), data, "data", beside(path)) if is_lines else [*_paragraphs(text)]
+        found = _parse_lines(json_lines(text), data, "data", beside(path)) if is_lines else [*_paragraphs(text)]
     elif path.is_file():
         raise InputError(f"{data}: neither .jsonl nor .txt", hint=_FORMS)
     else:
-        found = _parsed(_rows(data), data, "data", none_of_datasets)
+        found = _parse_lines(_rows(data), data, "data", none_of_datasets)
     if not found:
         raise InputError(f"{data}: holds no text", hint=_FORMS)
     return tuple(found)
@@ -116,7 +118,7 @@ def hash_of_documents(documents: Iterable[Document]) -> str:
     return digest.hexdigest()
 
 
-def _parsed(lines: Iterable[str | Mapping[str, Any]], place: str, kind: str, find: Find) -> list[Document]:
+def _parse_lines(lines: Iterable[str | Mapping[str, Any]], place: str, kind: str, find: Find) -> list[Document]:
     """Parse lines of JSON, or rows that are parsed already.
 
     Raises:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from g4convert.array_types import F32, I64
 from g4convert.calibration.moments import Moments
-from g4convert.calibration.rounding import dequantized
+from g4convert.calibration.rounding import dequantize
 from g4convert.calibration.states import SCRATCH
 from g4convert.calibration.work import LayerWork
 
@@ -135,7 +135,7 @@ class _Experts:
         for path in paths:
             rounded = rounding.round(work.weights.names[path], work.weights.read(path), moments, factor, judges)
             notes.append(work.weights.write(path, rounded))
-            found.append(torch.from_numpy(dequantized(rounded.codes, rounded.scale)).to(work.replay.device))
+            found.append(torch.from_numpy(dequantize(rounded.codes, rounded.scale)).to(work.replay.device))
         return found
 
     def _moments(self, rows: I64) -> Moments:

@@ -9,7 +9,7 @@ from g4convert.forward.models import Config
 from g4convert.forward.patches import as_floats
 
 
-def given(tokens: Tokens, s: int, config: Config) -> dict[str, torch.Tensor]:
+def forward_arguments(tokens: Tokens, s: int, config: Config) -> dict[str, torch.Tensor]:
     """Return the arguments of a forward of sequence `s`, with its pictures, padded to the largest of them."""
     ids = row(tokens.ids[s])
     shown = [] if tokens.pictures is None else [*tokens.pictures.of_row(s)]

@@ -127,7 +127,7 @@ def check_ours(directory: Path) -> None:
         return
     if directory.is_symlink() or not directory.is_dir():
         raise InputError(f"{directory}: is no directory that a recording made", hint="move it away")
-    if others := sorted(name for name, ours in _found(directory) if not ours):
+    if others := sorted(name for name, ours in _entries_of(directory) if not ours):
         text = f"{directory}: holds {len(others)} files that no recording wrote, or that have another name elsewhere"
         raise InputError(text, offenders=others, hint="move it away")
 
@@ -136,7 +136,7 @@ def drop(directory: Path) -> None:
     """Remove the files that recordings write, and the directory if nothing else is in it."""
     if directory.is_symlink() or not directory.is_dir():
         return
-    for name, ours in _found(directory):
+    for name, ours in _entries_of(directory):
         if ours:
             (directory / name).unlink(missing_ok=True)
     for place in (directory / _STATES, directory):
@@ -160,7 +160,7 @@ def clean(file: Path, is_same: Callable[[], bool]) -> None:
             drop(partial_of(file))
 
 
-def _found(directory: Path) -> Iterator[tuple[str, bool]]:
+def _entries_of(directory: Path) -> Iterator[tuple[str, bool]]:
     """Yield what is in a directory, and whether it is a file that recordings write; other directories are one thing."""
     for prefix, place in (("", directory), (f"{_STATES}/", directory / _STATES)):
         if place.is_symlink() or not place.is_dir():

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from g4convert.array_types import F32
-from g4convert.calibration.moments import Moments, crossed, evenly
-from g4convert.calibration.rounding import Aim, dequantized
+from g4convert.calibration.moments import Moments, cross_products, evenly
+from g4convert.calibration.rounding import Aim, dequantize
 from g4convert.calibration.states import SCRATCH
 from g4convert.calibration.walk import Inputs, Walk
 from g4convert.calibration.work import LayerWork
@@ -85,7 +85,7 @@ class LayerPass:
             rounded = work.rounding.round(name, weight, moments, factor, held, aims.pop(path, None))
             if work.team.ranks.leads:
                 work.weights.note(work.weights.write(path, rounded))
-            put = torch.from_numpy(dequantized(rounded.codes, rounded.scale)).to(work.replay.device)
+            put = torch.from_numpy(dequantize(rounded.codes, rounded.scale)).to(work.replay.device)
             layer.get_submodule(path).weight = torch.nn.Parameter(put, requires_grad=False)
 
     def _aims(self, original: F32, paths: list[str], inputs: Inputs, factor: Factor | None) -> dict[str, Aim]:
@@ -109,7 +109,7 @@ class LayerPass:
 
         k = original.shape[-1]
         pairs = work.team.each(pair, (s for s in range(len(original)) if s not in judges))
-        sums = crossed((both for _, both in pairs), k if single is None else len(single), k, work.team, device)
+        sums = cross_products((both for _, both in pairs), k if single is None else len(single), k, work.team, device)
         for weight in weights.values():
             rows = work.team.rows(len(weight))  # `round` takes no others
             off = sums if single is None else sums[rows]

@@ -102,7 +102,7 @@ def evenly(rows: Sequence[F32]) -> F32:
     return whole if len(whole) <= _JUDGES else whole[np.linspace(0, len(whole) - 1, _JUDGES).astype(np.int64)]
 
 
-def crossed(
+def cross_products(
     pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], n: int, k: int, team: Team, device: torch.device = CPU
 ) -> torch.Tensor:
     """Return the sum of the products left^T right, float32 [n, k], summed like H.

@@ -48,7 +48,7 @@ Find: TypeAlias = Callable[[Mapping[str, Any]], Picture]
 """Returns the picture of a part of a message, {"type": "image", ...}; ValueError says in words why it cannot."""
 
 
-def drawn(part: Mapping[str, Any]) -> Picture:
+def draw_named(part: Mapping[str, Any]) -> Picture:
     """Return the drawing that a part of a bundled text names."""
     from g4convert.calibration.drawings import draw  # noqa: PLC0415 -- see above
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from g4convert.array_types import F32
-from g4convert.calibration.forwards import given, row, without_pixels
+from g4convert.calibration.forwards import forward_arguments, row, without_pixels
 from g4convert.calibration.states import States
 from g4convert.calibration.tokens import Tokens
 from g4convert.devices import CPU, device_of, moved
@@ -107,7 +107,9 @@ class Replay:
         with _recorders(self.model) as recorders:
             kept = self.states.make(_PER_LAYER, self._per_layer_shape) if self._width else None
             for number in range(ranks.rank, self.tokens.samples, ranks.world):
-                out[number] = _embed(self.model, given(self.tokens, number, self.model.config))[0].cpu().numpy()
+                out[number] = (
+                    _embed(self.model, forward_arguments(self.tokens, number, self.model.config))[0].cpu().numpy()
+                )
                 for layer, recorder in enumerate(recorders):
                     if kept is not None and recorder.per_layer is not None:
                         kept[layer, number] = recorder.per_layer[0].cpu().numpy()

@@ -150,7 +150,7 @@ class Rounding:
 
     def _data_free(self, name: str, w: F32) -> tuple[I8, F32]:
         scheme = self.schemes[name]
-        packed, scale = quantized(f"{name}.weight", w, scheme, self.team.pool)
+        packed, scale = quantize_in_memory(f"{name}.weight", w, scheme, self.team.pool)
         return codes_of(packed, scheme.num_bits)[:, : w.shape[1]], scale
 
     def _weighted(self, w: F32, moments: Moments, scheme: Scheme) -> tuple[I8, F32]:
@@ -171,7 +171,7 @@ class Rounding:
 
         def energies(rows: slice) -> list[float]:
             wanted = x0 @ self._there(w[rows]).T
-            off = (x @ self._there(dequantized(codes[rows], scale[rows])).T - wanted for codes, scale in ways.values())
+            off = (x @ self._there(dequantize(codes[rows], scale[rows])).T - wanted for codes, scale in ways.values())
             return [_energy(wanted), *map(_energy, off)]
 
         return [*self.team.pool.map(energies, row_tiles(len(w)))]
@@ -189,7 +189,7 @@ class Rounding:
         return torch.from_numpy(array).to(self.device)
 
 
-def dequantized(codes: I8, scale: F32) -> F32:
+def dequantize(codes: I8, scale: F32) -> F32:
     """Return `code * scale`, float32 [n, k]."""
     n, groups = scale.shape
     values: F32 = codes.reshape(n, groups, -1) * scale[:, :, None]
@@ -201,7 +201,9 @@ def _energy(y: torch.Tensor) -> float:
     return float(y.square().sum(dtype=torch.float64))
 
 
-def quantized(name: str, w: F32, scheme: Scheme, pool: Executor, squares: F32 | None = None) -> tuple[I32, F32]:
+def quantize_in_memory(
+    name: str, w: F32, scheme: Scheme, pool: Executor, squares: F32 | None = None
+) -> tuple[I32, F32]:
     """Quantize a weight in memory by a method that works tile by tile.
 
     Args:
@@ -241,7 +243,7 @@ def codes_of(packed: I32, num_bits: int) -> I8:
     return nibbles.view(np.int8) - np.int8(8)
 
 
-def packed_words(codes: I8, num_bits: int) -> I32:
+def pack_words(codes: I8, num_bits: int) -> I32:
     """Pack codes as compressed-tensors does: the first code in the lowest bits, each plus half the range.
 
     Args:
@@ -263,7 +265,7 @@ def stats_of(scheme: Scheme, w: F32, codes: I8, scale: F32) -> TileStats:
     """Return statistics of rounding a weight [n, k] to codes [n, k] on scales [n, groups]."""
     squares = np.empty(w.shape)  # for the widest Linear of 31B 0.9 GB, so one array serves both sums
     for rows in row_tiles(len(w)):
-        squares[rows] = dequantized(codes[rows], scale[rows])
+        squares[rows] = dequantize(codes[rows], scale[rows])
         squares[rows] -= w[rows]
     squared_error = float(np.square(squares, out=squares).sum())
     squared_weight = float(np.square(w, out=squares, dtype=np.float64).sum())

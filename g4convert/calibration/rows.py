@@ -106,7 +106,7 @@ def pack(texts: Iterable[Written], rows: int, body: int, beginning: Sequence[int
     pieces = [*_cut(texts, body)]
     rows = min(rows, sum(len(one.ids) for one in pieces) // body)
     while rows >= 2:
-        chosen = _filled(pieces, rows, body)
+        chosen = _fill(pieces, rows, body)
         if len(chosen) == rows:
             ids = np.array([[*beginning, *(id_ for id_, _ in row.ids)] for row in chosen], np.int32)
             kinds = Counter(kind for row in chosen for _, kind in row.ids)
@@ -126,7 +126,7 @@ def _cut(texts: Iterable[Written], body: int) -> Iterator[Written]:
             begin = end
 
 
-def _filled(pieces: Sequence[Written], rows: int, body: int) -> list[_Row]:
+def _fill(pieces: Sequence[Written], rows: int, body: int) -> list[_Row]:
     """Fill at most `rows` rows, the judging rows at their places; fewer if a side has too few ids."""
     marked = judges(rows)
     judging: list[Written] = []

@@ -23,7 +23,7 @@ from g4convert.array_types import F32
 from g4convert.calibration.findings import findings, how, is_how
 from g4convert.calibration.layer import ORIGINAL, LayerPass
 from g4convert.calibration.replay import Replay
-from g4convert.calibration.rounding import Rounded, Rounding, packed_words
+from g4convert.calibration.rounding import Rounded, Rounding, pack_words
 from g4convert.calibration.scales import ScaleTraining
 from g4convert.calibration.states import States, check_room
 from g4convert.calibration.team import Team, threads
@@ -270,7 +270,7 @@ class LayerByLayer:
 
     def _write(self, step: Quantize, rounded: Rounded, streams: Streams) -> None:
         packed, scale = (self.conversion.layout.placed[info.name] for info in (step.packed, step.scale))
-        words = packed_words(rounded.codes, step.packing.num_bits)
+        words = pack_words(rounded.codes, step.packing.num_bits)
         bits = (rounded.scale.view(np.uint32) >> 16).astype(np.uint16)
         streams.writer.write(packed.file, packed.begin, words.data)
         streams.writer.write(scale.file, scale.begin, bits.data)

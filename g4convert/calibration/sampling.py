@@ -85,14 +85,14 @@ def sample(  # noqa: PLR0913 -- the choices of a sample
     order = [*_in_turns(documents, random.Random(seed))]  # noqa: S311 -- an order, no secret
 
     def written(one: Document) -> Written:
-        return _written(one, frame, cutter, body)
+        return _encode(one, frame, cutter, body)
 
     if answer is None:
-        texts = [*_held(_until(map(written, order), wanted * body + _SPARE * length), body)]
+        texts = [*_check_memory(_until(map(written, order), wanted * body + _SPARE * length), body)]
     else:
         enough = samples * body + _SPARE * length if samples else min(wanted * body, _MOST_ANSWERED)
         share = enough // len({one.kind for one in order})
-        shown = [*_held(_until((written(one) for one in order if one.pictures), share), body)]
+        shown = [*_check_memory(_until((written(one) for one in order if one.pictures), share), body)]
         answered = answer([one for one in order if not one.pictures], enough)
         texts = [*_spread(answered, shown)]
     packed = pack(texts, wanted, body, frame.beginning)
@@ -118,7 +118,7 @@ def _until(texts: Iterable[Written], enough: int) -> Iterator[Written]:
             return
 
 
-def _held(texts: Iterable[Written], body: int) -> Iterator[Written]:
+def _check_memory(texts: Iterable[Written], body: int) -> Iterator[Written]:
     """Yield texts; raise once their pictures are more than memory should hold."""
     nbytes = ids = 0
     for one in texts:
@@ -154,7 +154,7 @@ def _in_turns(documents: Sequence[Document], order: random.Random) -> Iterator[D
         queues = [queue for queue, found in taken if found]
 
 
-def _written(document: Document, frame: Frame, cutter: PictureCutter | None, body: int) -> Written:
+def _encode(document: Document, frame: Frame, cutter: PictureCutter | None, body: int) -> Written:
     """Return a document as ids, with its frame and without BOS, and each picture as its placeholders.
 
     Raises:

@@ -21,7 +21,7 @@ from g4convert.calibration.states import States
 from g4convert.calibration.student import Student
 from g4convert.calibration.targets import SoftTargets
 from g4convert.calibration.team import in_order
-from g4convert.calibration.tokens import Tokens, held_out
+from g4convert.calibration.tokens import Tokens, held_out_samples
 from g4convert.calibration.trained import Trained, is_trained
 from g4convert.conversion.fingerprint import check_unchanged
 from g4convert.conversion.job import Conversion
@@ -145,7 +145,7 @@ class ScaleTraining:
         training = Distillation(student, targets, self.tokens, pool, state, self.schedule)
         progress.step("scales", training.sequences, "samples")
         training.run(progress.tick)
-        judging = held_out(self.tokens.samples)
+        judging = held_out_samples(self.tokens.samples)
         progress.step("shares", len(SHARES) * len(judging), "samples")
         kl: dict[float, float] = {}
         for share in SHARES:

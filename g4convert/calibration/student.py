@@ -116,7 +116,7 @@ class Student:
             G4Error: see `forward.load.load`.
         """
         model = load(directory, decoder_only=True)
-        scaled = tuple(one for one in _replaced(model) if {*one.names} <= {*names})
+        scaled = tuple(one for one in _replace_packed(model) if {*one.names} <= {*names})
         return cls(model, scaled)
 
     def states(self, ids: I32) -> torch.Tensor:
@@ -140,7 +140,7 @@ class Student:
         return [one.log for one in self.scaled]
 
 
-def _replaced(model: Model) -> Iterator[Scaled]:
+def _replace_packed(model: Model) -> Iterator[Scaled]:
     """Replace the packed modules by `Scaled` ones and yield these, in the model's order."""
     has_experts = False
     for path, module in [*model.named_modules()]:

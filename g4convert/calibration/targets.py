@@ -96,7 +96,7 @@ class SoftTargets:
             rows = slice(begin, begin + _ROWS)
             logits = page.buffer(0, len(states[rows]), len(self.head.matrix))
             self.head.raw(states[rows], logits)
-            ids, weights = _chosen(_capped(logits, cap), draw)
+            ids, weights = _choose_ids(_apply_softcap(logits, cap), draw)
             self.ids[s, rows], self.weights[s, rows] = ids.numpy(), weights.numpy()
         self.states[s] = states.numpy()
         self.files.sync(_STATES, _IDS, _WEIGHTS)
@@ -126,12 +126,12 @@ class SoftTargets:
         return Compared(total[:, 0].log() - (p * d).sum(-1), torch.bmm(slope[:, None], columns)[:, 0])
 
 
-def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+def _apply_softcap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     """Apply the softcap to logits, in place."""
     return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
-def _chosen(logits: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _choose_ids(logits: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose the kept ids [r, c] and their weights [r, c] from `logits` [r, V], which are overwritten."""
     r, vocabulary = logits.shape
     p = logits.sub_(logits.logsumexp(-1, keepdim=True)).exp_()

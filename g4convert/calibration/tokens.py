@@ -147,7 +147,7 @@ def judges(samples: int) -> frozenset[int]:
     return frozenset(int((number + 1) * step) - 1 for number in range(count))
 
 
-def held_out(samples: int) -> frozenset[int]:
+def held_out_samples(samples: int) -> frozenset[int]:
     """Return the sequences held out of the training of scales: a fifth of `samples`, `judges(samples)` among them.
 
     The training counts the sequences without pictures, so with pictures in a file these are not the ones that judge in

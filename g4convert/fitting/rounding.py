@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from g4convert.array_types import F32
-from g4convert.calibration.rounding import quantized
+from g4convert.calibration.rounding import quantize_in_memory
 from g4convert.conversion.result import MethodChoice
 from g4convert.conversion.statistics import Statistics, source_of
 from g4convert.engines.limits import Packing
@@ -66,7 +66,7 @@ class Rounder:
         if scheme.method is Method.IMATRIX and squares is None:
             scheme = replace(scheme, method=Method.MSE)
         w = values.detach().cpu().float().contiguous().numpy()
-        words, scales = map(torch.from_numpy, quantized(weight.name, w, scheme, self.pool, squares))
+        words, scales = map(torch.from_numpy, quantize_in_memory(weight.name, w, scheme, self.pool, squares))
         dense = PackedWeight(words, scales, None, w.shape[1], scheme.num_bits).dense(torch.float32)
         return dense.to(values.device, values.dtype)
 

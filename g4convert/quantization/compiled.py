@@ -131,13 +131,13 @@ def dot(a: Four, b: Four) -> np.float32:
 
 
 @jit
-def scaled(a: Four, s: np.float32) -> Four:
+def multiply(a: Four, s: np.float32) -> Four:
     """Multiply 4 numbers."""
     return a[0] * s, a[1] * s, a[2] * s, a[3] * s
 
 
 @jit
-def rounded(u: Four, codes: Codes) -> Four:
+def round_codes(u: Four, codes: Codes) -> Four:
     """Round 4 numbers to codes."""
     return nearest(u[0], codes), nearest(u[1], codes), nearest(u[2], codes), nearest(u[3], codes)
 
@@ -161,6 +161,6 @@ def minus(a: Four, b: Four) -> Four:
 
 
 @jit
-def divided(a: Four, s: np.float32) -> Four:
+def divide(a: Four, s: np.float32) -> Four:
     """Divide 4 numbers."""
     return a[0] / s, a[1] / s, a[2] / s, a[3] / s

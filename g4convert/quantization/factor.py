@@ -85,8 +85,8 @@ def factorize(h: torch.Tensor, damp: float) -> Factor | None:
     corners = [a[begin:end, begin:end].clone() for begin, end in blocks(len(a), _PANEL)]
     while damp <= 1:
         a.diagonal().add_(damp)
-        if _factorized(a):
-            return Factor(_reversed(_inverted(a.tril_())), order, damp, mean)
+        if _factorize(a):
+            return Factor(_reverse(_invert(a.tril_())), order, damp, mean)
         _restore(a, corners)
         damp *= _HARDER
     return None
@@ -100,7 +100,7 @@ def _permute(a: torch.Tensor, order: torch.Tensor) -> None:
         a[begin:end] = a[begin:end][:, order]
 
 
-def _factorized(a: torch.Tensor) -> bool:
+def _factorize(a: torch.Tensor) -> bool:
     """Replace the lower triangle of `a` by L, where a = L L^T; return False if `a` has no such factor.
 
     Of the upper triangle only the blocks on the diagonal change.
@@ -124,7 +124,7 @@ def _restore(a: torch.Tensor, corners: list[torch.Tensor]) -> None:
         a[end:, begin:end] = a[begin:end, end:].mT
 
 
-def _inverted(lower: torch.Tensor) -> torch.Tensor:
+def _invert(lower: torch.Tensor) -> torch.Tensor:
     """Invert a lower triangular matrix in place, some columns at a time, from the last to the first."""
     k = len(lower)
     for begin, end in reversed([*blocks(k)]):
@@ -136,7 +136,7 @@ def _inverted(lower: torch.Tensor) -> torch.Tensor:
     return lower
 
 
-def _reversed(a: torch.Tensor) -> torch.Tensor:
+def _reverse(a: torch.Tensor) -> torch.Tensor:
     """Replace `a` by J a J. H was divided by its mean, so U is larger by the root of that, which cancels."""
     flat = a.reshape(-1)
     for first, last in blocks(len(flat) // 2, _PIECE):

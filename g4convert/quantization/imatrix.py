@@ -28,9 +28,9 @@ from g4convert.quantization.compiled import (
     dot,
     four,
     minus,
+    multiply,
     round_bf16,
-    rounded,
-    scaled,
+    round_codes,
     times,
     unit,
 )
@@ -65,7 +65,7 @@ def relative(h: F32, group: int) -> F32:
     return found
 
 
-def given(h: F32, group: int, levels: int) -> InputWeights:
+def weigh_inputs(h: F32, group: int, levels: int) -> InputWeights:
     """Make the table of a Linear.
 
     Args:
@@ -148,7 +148,7 @@ def _try_levels(w: F32, h: F32, units: F32, levels: F32, codes: Codes, grid: F32
                 for lane in range(LANES):
                     inverse = level * units[lane]
                     wa, wb = four(v, lane), four(v, lane + 4 * LANES)
-                    qa, qb = rounded(scaled(wa, inverse), codes), rounded(scaled(wb, inverse), codes)
+                    qa, qb = round_codes(multiply(wa, inverse), codes), round_codes(multiply(wb, inverse), codes)
                     ha, hb = times(four(weight, lane), qa), times(four(weight, lane + 4 * LANES), qb)
                     out[lane] += dot(wa, ha) + dot(wb, hb)
                     out[lane + LANES] += dot(qa, ha) + dot(qb, hb)
@@ -185,8 +185,8 @@ def _evaluate(w: F32, h: F32, inverse: F32, codes: Codes, sums: F32) -> None:
         for at in range(run, min(run + RUN, w.size), EIGHT):
             v, weight = w[at : at + EIGHT], h[at : at + EIGHT]
             for lane in range(LANES):
-                ua, ub = scaled(four(v, lane), inverse[lane]), scaled(four(v, lane + 4 * LANES), inverse[lane])
-                ea, eb = minus(ua, rounded(ua, codes)), minus(ub, rounded(ub, codes))
+                ua, ub = multiply(four(v, lane), inverse[lane]), multiply(four(v, lane + 4 * LANES), inverse[lane])
+                ea, eb = minus(ua, round_codes(ua, codes)), minus(ub, round_codes(ub, codes))
                 ha, hb = times(four(weight, lane), ea), times(four(weight, lane + 4 * LANES), eb)
                 part[lane] += dot(ea, ha) + dot(eb, hb)
         for j in range(LANES):

@@ -31,9 +31,9 @@ from g4convert.quantization.compiled import (
     as_float,
     four,
     minus,
+    multiply,
     round_bf16,
-    rounded,
-    scaled,
+    round_codes,
     unit,
 )
 from g4convert.quantization.scheme import LARGEST_LEVEL, OFF_GRID, WIDER
@@ -124,8 +124,8 @@ def _off_grid(w: F32, units: F32, codes: Codes, worst: F32) -> None:
             out, level = worst[c * LANES : (c + 1) * LANES], np.float32(c + 1)
             for lane in range(LANES):
                 inverse = level * units[lane]
-                ua, ub = scaled(four(v, lane), inverse), scaled(four(v, lane + 4 * LANES), inverse)
-                off = max(_farthest(minus(ua, rounded(ua, codes))), _farthest(minus(ub, rounded(ub, codes))))
+                ua, ub = multiply(four(v, lane), inverse), multiply(four(v, lane + 4 * LANES), inverse)
+                off = max(_farthest(minus(ua, round_codes(ua, codes))), _farthest(minus(ub, round_codes(ub, codes))))
                 out[lane] = max(off, out[lane])
 
 

@@ -29,9 +29,9 @@ from g4convert.quantization.compiled import (
     absolute,
     dot,
     four,
+    multiply,
     round_bf16,
-    rounded,
-    scaled,
+    round_codes,
     times,
     unit,
 )
@@ -100,8 +100,8 @@ def _try_levels(w: F32, units: F32, levels: F32, codes: Codes, grid: F32) -> Non
                 out = part[c * _BOTH : (c + 1) * _BOTH]
                 for lane in range(LANES):
                     inverse = levels[c] * units[lane]
-                    ua, ub = scaled(four(v, lane), inverse), scaled(four(v, lane + 4 * LANES), inverse)
-                    qa, qb = rounded(ua, codes), rounded(ub, codes)
+                    ua, ub = multiply(four(v, lane), inverse), multiply(four(v, lane + 4 * LANES), inverse)
+                    qa, qb = round_codes(ua, codes), round_codes(ub, codes)
                     ta, tb = times(ua, qa), times(ub, qb)
                     out[lane] += dot(absolute(ua), ta) + dot(absolute(ub), tb)
                     out[lane + LANES] += dot(absolute(qa), ta) + dot(absolute(qb), tb)

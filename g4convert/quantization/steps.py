@@ -35,13 +35,13 @@ from g4convert.quantization.compiled import (
     Words,
     as_bits,
     as_float,
-    divided,
+    divide,
     dot,
     four,
     minus,
+    multiply,
     round_bf16,
-    rounded,
-    scaled,
+    round_codes,
 )
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -162,8 +162,8 @@ def evaluate(w: F32, inverse: F32, codes: Codes, sums: F32) -> None:
             v = w[at : at + EIGHT]
             for lane in range(LANES):
                 wa, wb = four(v, lane), four(v, lane + 4 * LANES)
-                ua, ub = scaled(wa, inverse[lane]), scaled(wb, inverse[lane])
-                qa, qb = rounded(ua, codes), rounded(ub, codes)
+                ua, ub = multiply(wa, inverse[lane]), multiply(wb, inverse[lane])
+                qa, qb = round_codes(ua, codes), round_codes(ub, codes)
                 ea, eb = minus(ua, qa), minus(ub, qb)
                 part[lane] += dot(ea, ea) + dot(eb, eb)
                 part[lane + LANES] += dot(wa, qa) + dot(wb, qb)
@@ -203,9 +203,9 @@ def _codes(w: F32, scale: F32, codes: Codes, q: I8, sums: F32) -> None:
         for at in range(run, min(run + RUN, w.size), EIGHT):
             v, out = w[at : at + EIGHT], q[at : at + EIGHT]
             for lane in range(LANES):
-                ua = divided(four(v, lane), scale[lane])
-                ub = divided(four(v, lane + 4 * LANES), scale[lane])
-                qa, qb = rounded(ua, codes), rounded(ub, codes)
+                ua = divide(four(v, lane), scale[lane])
+                ub = divide(four(v, lane + 4 * LANES), scale[lane])
+                qa, qb = round_codes(ua, codes), round_codes(ub, codes)
                 ea, eb = minus(ua, qa), minus(ub, qb)
                 part[lane] += dot(ea, ea) + dot(eb, eb)
                 part[lane + LANES] += dot(ua, ua) + dot(ub, ub)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from g4convert.array_types import F32, I32, U16
 from g4convert.quantization.arrays import check_outputs, check_rows, check_squares
 from g4convert.quantization.compiled import LANES, Block, Codes, Words
-from g4convert.quantization.imatrix import given, quantize_imatrix
+from g4convert.quantization.imatrix import quantize_imatrix, weigh_inputs
 from g4convert.quantization.lattice import count_lattice, quantize_lattice
 from g4convert.quantization.scheme import Method, NonFiniteError, Scheme, TileStats
 from g4convert.quantization.search import quantize_mse
@@ -54,7 +54,7 @@ class CpuTiles:
         block.counts[:] = 0
         codes, out = _codes(scheme), (packed.reshape(-1), scale.reshape(-1))
         if scheme.method is Method.IMATRIX:
-            inputs = given(check_squares(squares, k), words.g, block.levels.size)
+            inputs = weigh_inputs(check_squares(squares, k), words.g, block.levels.size)
             bad = quantize_imatrix(words, codes, block, inputs, *out)
         else:
             bad = _KERNELS[scheme.method](words, codes, block, *out)

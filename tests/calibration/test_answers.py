@@ -10,7 +10,7 @@ import torch
 
 from g4convert.api.calibrate import Calibrated, calibrate
 from g4convert.calibration import answers
-from g4convert.calibration.answers import decided
+from g4convert.calibration.answers import should_answer
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import CPU
 from g4convert.errors import UsageError
@@ -72,18 +72,18 @@ def test_sharp_draws_are_greedy_ones_however_questions_are_padded(checkpoints: C
 def test_a_model_answers_where_it_is_at_hand(moe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint.open(moe)
     cuda = torch.device("cuda")
-    assert decided(checkpoint, CPU, chat=True, asked=None).answers
-    assert decided(checkpoint, CPU, chat=True, asked=False).why == "taken as they are"
-    assert decided(checkpoint, CPU, chat=False, asked=None).why == "taken as they are, as this is a base model"
-    assert decided(checkpoint, CPU, chat=False, asked=True).why == "continued by the model, temperature 1"
+    assert should_answer(checkpoint, CPU, chat=True, asked=None).answers
+    assert should_answer(checkpoint, CPU, chat=True, asked=False).why == "taken as they are"
+    assert should_answer(checkpoint, CPU, chat=False, asked=None).why == "taken as they are, as this is a base model"
+    assert should_answer(checkpoint, CPU, chat=False, asked=True).why == "continued by the model, temperature 1"
     monkeypatch.setattr(answers, "is_roomy", lambda _, device: device == cuda)
     monkeypatch.setattr(answers, "_SMALL", 0)
-    assert decided(checkpoint, cuda, chat=True, asked=None).answers
-    assert "does not fit in memory" in decided(checkpoint, CPU, chat=True, asked=None).why
+    assert should_answer(checkpoint, cuda, chat=True, asked=None).answers
+    assert "does not fit in memory" in should_answer(checkpoint, CPU, chat=True, asked=None).why
     with pytest.raises(UsageError, match=r"--answers: .* GB of weights do not fit"):
-        decided(checkpoint, CPU, chat=True, asked=True)
+        should_answer(checkpoint, CPU, chat=True, asked=True)
     monkeypatch.setattr(answers, "is_roomy", lambda *_: True)
-    assert "would answer slowly on the cpu" in decided(checkpoint, CPU, chat=True, asked=None).why
+    assert "would answer slowly on the cpu" in should_answer(checkpoint, CPU, chat=True, asked=None).why
 
 
 def test_one_question_is_enough(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from g4convert.calibration.documents import KINDS, bundled, read_documents
+from g4convert.calibration.documents import KINDS, bundled_documents, read_documents
 from g4convert.errors import EnvironmentFault, InputError
 from g4convert.verification.probes.suite import bundled as probes
 
@@ -21,7 +21,7 @@ TALK = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant",
 
 
 def test_every_kind_ships_and_is_a_conversation_in_turns() -> None:
-    texts = bundled()
+    texts = bundled_documents()
     assert {one.kind for one in texts} == {*KINDS}
     for one in texts:
         roles = [message["role"] for message in one.messages]
@@ -32,7 +32,7 @@ def test_every_kind_ships_and_is_a_conversation_in_turns() -> None:
 def test_what_judges_never_calibrates() -> None:
     judging = {message["content"].strip() for one in probes() for message in one.messages}
     judging |= {one.answer.strip() for one in probes()}
-    calibrating = {message["content"].strip() for one in bundled() for message in one.messages}
+    calibrating = {message["content"].strip() for one in bundled_documents() for message in one.messages}
     assert not judging & calibrating
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from g4convert.calibration.moments import Moments, crossed
+from g4convert.calibration.moments import Moments, cross_products
 from g4convert.calibration.team import Team
 
 
@@ -49,7 +49,7 @@ def test_a_sum_of_two_sides_is_that_of_their_products(n: int) -> None:
     found = []
     for workers in (1, 3):
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found.append(crossed(pairs, n, 64, Team(pool)))
+            found.append(cross_products(pairs, n, 64, Team(pool)))
     assert torch.equal(*found)
     assert np.abs(found[0].numpy() - left.astype(np.float64).T @ right).max() < 1e-3
 

@@ -25,7 +25,7 @@ from transformers import Gemma4ImageProcessorPil
 from g4convert import quantize
 from g4convert.api.bundled import bundled_tokens
 from g4convert.api.calibrate import bundled_ids, calibrate
-from g4convert.calibration.documents import KINDS, PICTURES, bundled, hash_of_documents, read_documents
+from g4convert.calibration.documents import KINDS, PICTURES, bundled_documents, hash_of_documents, read_documents
 from g4convert.calibration.drawings import draw
 from g4convert.calibration.record import record
 from g4convert.calibration.rows import Shown, Written, pack
@@ -155,10 +155,10 @@ def test_merged_patches_are_larger_patches() -> None:
 
 
 def test_bundled_pictures_are_drawn_and_said_something_about() -> None:
-    texts = bundled(pictures=True)
-    assert texts[: len(bundled())] == bundled()
+    texts = bundled_documents(pictures=True)
+    assert texts[: len(bundled_documents())] == bundled_documents()
     assert {one.kind for one in texts} == {*KINDS, PICTURES}
-    assert hash_of_documents(texts) == hash_of_documents(bundled(pictures=True))
+    assert hash_of_documents(texts) == hash_of_documents(bundled_documents(pictures=True))
     judging = {message["content"].strip() for one in probes() for message in one.messages}
     judging |= {one.answer.strip() for one in probes()}
     assert not judging & {part["text"].strip() for one in texts for part in one.parts if part["type"] == "text"}

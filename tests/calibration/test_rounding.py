@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from g4convert.calibration.moments import Moments
-from g4convert.calibration.rounding import Aim, Rounding, Way, dequantized
+from g4convert.calibration.rounding import Aim, Rounding, Way, dequantize
 from g4convert.calibration.team import Team
 from g4convert.quantization import Method, Scheme
 from g4convert.quantization.gptq import aim
@@ -38,7 +38,7 @@ def test_outputs_are_nearer_to_the_originals_where_a_weight_aims_at_them(drift: 
     wanted = x0[ROWS:] @ w.T
 
     def error(codes: np.ndarray, scale: np.ndarray) -> float:
-        return float(np.square(judges @ dequantized(codes, scale).T - wanted, dtype=np.float64).sum())
+        return float(np.square(judges @ dequantize(codes, scale).T - wanted, dtype=np.float64).sum())
 
     before, after = error(plain.codes, plain.scale), error(found.codes, found.scale)
     assert found.way is Way.GPTQ

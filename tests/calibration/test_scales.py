@@ -19,7 +19,7 @@ from g4convert.calibration import distill, scales, trained
 from g4convert.calibration.run import LayerByLayer
 from g4convert.calibration.states import States
 from g4convert.calibration.targets import SoftTargets
-from g4convert.calibration.tokens import Tokens, held_out, judges
+from g4convert.calibration.tokens import Tokens, held_out_samples, judges
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
@@ -240,14 +240,14 @@ def test_the_share_with_the_least_loss_is_taken_and_of_equals_the_smallest(
 
 @pytest.mark.parametrize("samples", [2, 3, 6, 17, 40, 128])
 def test_a_fifth_is_held_out_with_those_that_judge(samples: int) -> None:
-    out = held_out(samples)
+    out = held_out_samples(samples)
     assert judges(samples) <= out < {*range(samples)}
     assert len(out) == max(1, round(samples / 5))
 
 
 def test_what_is_held_out_is_of_every_kind_where_kinds_take_turns() -> None:
     for kinds in (5, 7, 8):
-        assert len({s % kinds for s in held_out(128)}) == kinds
+        assert len({s % kinds for s in held_out_samples(128)}) == kinds
 
 
 def test_a_model_that_does_not_fit_is_refused_before_the_layers(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

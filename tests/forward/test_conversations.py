@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from g4convert.calibration.answers import answered
+from g4convert.calibration.answers import answer_questions
 from g4convert.calibration.documents import Document
 from g4convert.calibration.sampling import sample
 from g4convert.demo.trained import trained
@@ -68,5 +68,5 @@ def test_rows_and_answers(base: tuple[Path, Frame, list[int]], model: Model) -> 
     found = sample(texts, frame, samples=4, length=32, seed=0, tokenizer="")
     assert found.tokens.ids.shape == (4, 32)
     assert (found.tokens.ids == BOS).sum() == 4 * len(begins)
-    continued = answered(model, frame, texts[:2], enough=8, seed=0, progress=Progress())
+    continued = answer_questions(model, frame, texts[:2], enough=8, seed=0, progress=Progress())
     assert all(one.ids[:2] == tuple(frame.encode(f"{n} little words"))[:2] for n, one in enumerate(continued))
