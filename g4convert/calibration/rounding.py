@@ -133,7 +133,7 @@ class Rounding:
         whole, *lost = np.sum(tiles, axis=0).tolist()
         errors = {way: one / whole if whole else 0.0 for way, one in zip(ways, lost, strict=True)}
         best = min(errors, key=lambda way: errors[way])  # the first of equals
-        codes, scale = (self._whole(one, len(w)) for one in ways[best])
+        codes, scale = (self._gather_rows(one, len(w)) for one in ways[best])
         damp = None if factor is None else factor.damp
         return Rounded(codes, scale, best, errors, moments.tokens, damp, stats_of(scheme, w, codes, scale))
 
@@ -167,16 +167,18 @@ class Rounding:
 
     def _energies(self, w: F32, judges: F32, ways: Mapping[Way, tuple[I8, F32]], others: F32) -> list[list[float]]:
         """Return [|X0 W^T|^2, |X Q^T - X0 W^T|^2 of each way] of each tile of rows."""
-        x, x0 = self._there(judges), self._there(others)
+        x, x0 = self._on_device(judges), self._on_device(others)
 
         def energies(rows: slice) -> list[float]:
-            wanted = x0 @ self._there(w[rows]).T
-            off = (x @ self._there(dequantize(codes[rows], scale[rows])).T - wanted for codes, scale in ways.values())
+            wanted = x0 @ self._on_device(w[rows]).T
+            off = (
+                x @ self._on_device(dequantize(codes[rows], scale[rows])).T - wanted for codes, scale in ways.values()
+            )
             return [_energy(wanted), *map(_energy, off)]
 
         return [*self.team.pool.map(energies, row_tiles(len(w)))]
 
-    def _whole(self, own: NDArray[Any], n: int) -> Any:  # noqa: ANN401 -- the type of `own`
+    def _gather_rows(self, own: NDArray[Any], n: int) -> Any:  # noqa: ANN401 -- the type of `own`
         """Return all rows, those of other ranks included."""
         if self.team.ranks.world == 1:
             return own
@@ -185,7 +187,7 @@ class Rounding:
         self.team.spread_rows(torch.from_numpy(whole))
         return whole
 
-    def _there(self, array: F32) -> torch.Tensor:
+    def _on_device(self, array: F32) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
 
 

@@ -44,10 +44,11 @@ from g4convert.errors import EnvironmentFault, Interrupted, UsageError
 from g4convert.planning.between import state_bytes, target_bytes
 from g4convert.planning.layers import layer_steps
 from g4convert.planning.plan import Quantize
+from g4convert.planning.recipe import RecipeMethod
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.units import Unit
 from g4convert.progress import Progress
-from g4convert.quantization import Method, Scheme
+from g4convert.quantization import Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +261,7 @@ class LayerByLayer:
         )
         choice, signed = MethodChoice(Method.GPTQ, ""), self.conversion.plan.recipe.signed
         packed = (quantized[step] for step in steps.values())
-        schemes: dict[str, Scheme] = {one.weight.module: choice.scheme(one.packing, signed=signed) for one in packed}
+        schemes = {step.weight.module: choice.scheme(step.packing, signed=signed) for step in packed}
         rounding = Rounding(schemes, team, replay.device)
         given, out = number % 2, (number + 1) % 2
         hidden, plain = states
@@ -278,7 +279,7 @@ class LayerByLayer:
 
 def _training(conversion: Conversion, tokens: Tokens) -> ScaleTraining | None:
     """Return the training of scales, on sequences without pictures; see `LayerByLayer`."""
-    if conversion.plan.recipe.method.value != Method.BEST.value or not layer_steps(conversion.plan):
+    if conversion.plan.recipe.method is not RecipeMethod.BEST or not layer_steps(conversion.plan):
         return None
     alone = States(_directory(conversion))  # rank 0 trains; the others do not make its arrays
     return ScaleTraining(conversion, tokens.without(tokens.pictured), alone)
