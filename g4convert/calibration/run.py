@@ -48,7 +48,7 @@ from g4convert.planning.recipe import RecipeMethod
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.units import Unit
 from g4convert.progress import Progress
-from g4convert.quantization import Method
+from g4convert.quantization import Method, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +261,7 @@ class LayerByLayer:
         )
         choice, signed = MethodChoice(Method.GPTQ, ""), self.conversion.plan.recipe.signed
         packed = (quantized[step] for step in steps.values())
-        schemes = {step.weight.module: choice.scheme(step.packing, signed=signed) for step in packed}
+        schemes: dict[str, Scheme] = {step.weight.module: choice.scheme(step.packing, signed=signed) for step in packed}
         rounding = Rounding(schemes, team, replay.device)
         given, out = number % 2, (number + 1) % 2
         hidden, plain = states
