@@ -148,8 +148,10 @@ def _matching() -> Iterator[str]:
     yield f"| | {' | '.join(readings)} |"
     yield f"|---|{'---|' * len(readings)}"
     rows = {
-        "a plain entry of `ignore` names": lambda m: "whole names" + (" and dotted ends of names" if m.suffix else ""),
-        "plain entries are renamed as tensors are": lambda m: "yes, those with a dot" if m.renames else "no",
+        "a plain entry of `ignore` matches": lambda m: (
+            "whole names" + (" and dotted ends of names" if m.suffix else "")
+        ),
+        "plain entries are renamed like tensors": lambda m: "yes, those with a dot" if m.renames else "no",
         "class names in `ignore`": lambda m: "count" if m.class_in_ignore else "do not count",
         "class names in `targets`": lambda m: (
             "a part of the class name is enough" if m.class_contains else "the name of the class or of a base class"
@@ -158,12 +160,12 @@ def _matching() -> Iterator[str]:
         "a fused module is ignored": lambda m: (
             "no such module"
             if not m.fused
-            else "when its own name is, or all of its shards' names; some of them is an error"
+            else "if its own name is, or the names of all its shards; an error if only some of them are"
             if m.fused_name
-            else "when all of its shards' names are; some of them is an error"
+            else "if the names of all its shards are; an error if only some of them are"
         ),
-        "neither ignored nor targeted": lambda m: "an error" if m.must_target else "plain",
-        "the output head is packed": lambda m: (
+        "a module that is neither ignored nor targeted": lambda m: "an error" if m.must_target else "plain",
+        "a packed output head is accepted": lambda m: (
             "only by a target that names it" if m.head_by_name else "as any other, if its class is targeted"
         ),
     }
