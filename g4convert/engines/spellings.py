@@ -24,6 +24,7 @@ class Spellings:
         text_head: prefixes of the head of a text-only model.
         drafter: prefixes of the decoder of an MTP assistant.
         habits: names of dialect rules whose foreign names it knows.
+        unified: names of further dialect rules, whose foreign names it knows in a unified model.
     """
 
     decoder: Collection[str]
@@ -33,11 +34,13 @@ class Spellings:
     drafter: Collection[str]
     text_head: Collection[str] = ("",)
     habits: Collection[str] = ()
+    unified: Collection[str] = ()
 
     def has(self, source: str, canonical: str, architecture: Architecture) -> bool:
         """Return whether the engine reads a tensor by the name under which it is stored."""
         spelling = spell(source, {body_of(canonical)})
-        if any(rule.name not in self.habits for rule in spelling.rules):
+        known = {*self.habits, *(self.unified if architecture.is_unified else ())}
+        if any(rule.name not in known for rule in spelling.rules):
             return False
         return spelling.prefix in self._prefixes(canonical, architecture)
 

@@ -95,6 +95,7 @@ _SPELLINGS: Final = Spellings(  # one `model.` less or more: `base_model_prefix`
     text=("model.", "", "model.model."),
     text_head=("", "model."),
     drafter=("model.", "", "model.model."),
+    unified=("unified-modules",),  # names of its own modules, which no entry of `conversion_mapping.py` changes
 )
 
 CONTRACT: Final = Contract(

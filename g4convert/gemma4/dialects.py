@@ -92,7 +92,12 @@ BODIES = (
         "unified-modules",
         "unified embedders as transformers holds them in memory",
         (r"^embed_vision\.(patch_ln[12]|patch_dense|pos_embedding|pos_norm)\b", r"vision_embedder.\1"),
-        (r"^(embed_vision|embed_audio)\.multimodal_embedder\.", r"\1."),
+        (r"^embed_vision\.multimodal_embedder\.", "embed_vision."),
+    ),
+    *_habit(
+        "unified-audio",
+        "a sound embedder named like that of pictures",
+        (r"^embed_audio\.multimodal_embedder\.", "embed_audio."),
     ),
     *_habit(
         "sglang-embedders",

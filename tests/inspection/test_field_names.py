@@ -42,6 +42,14 @@ def test_vllm_chooses_by_the_class(found: object, dense_out: Path, tmp_path: Pat
     assert loads(checked(tmp_path / "mended"))["vllm"] is not Loads.NO
 
 
+NAMES = {
+    **SPELLINGS,
+    "of transformers in memory": lambda name: name.replace(
+        "embed_vision.embedding_p", "embed_vision.multimodal_embedder.embedding_p"
+    ).replace("vision_embedder.", "embed_vision."),
+}
+"""Spellings, and the names of the unified family's modules in memory, which Quark stores."""
+
 NEW = Version(transformers.__version__) >= Version("5.23")
 """True where transformers reads a decoder below another `model.`; its contract is that of older releases, too."""
 
@@ -61,6 +69,8 @@ NEW = Version(transformers.__version__) >= Version("5.23")
             ("dense", "of towers without a wrapper", {"sglang"}),
             ("dense", "of SGLang's towers", {"sglang"}),
             ("unified", "of unified modules", set()),
+            ("unified", "of transformers in memory", {"transformers"}),
+            ("dense", "of transformers in memory", set()),
             ("unified", "of the inner model", {"transformers", "sglang"}),
             ("text", "of the inner model", {"transformers"}),
             ("text", "of a multimodal model", {"vllm", "sglang"}),
@@ -73,7 +83,7 @@ def test_each_engine_reads_other_names_than_the_others(
 ) -> None:
     """Names that transformers reads are loaded here; `make test-engines` asks the loaders of the others."""
     quantized(request.getfixturevalue(family), tmp_path / "good", method="minmax")
-    write = SPELLINGS[names]
+    write = NAMES[names]
     out = rewritten(tmp_path / "good", tmp_path / "out", lambda t: {write(name): one for name, one in t.items()})
     found = checked(out)
     wanted = {engine for engine, one in loads(checked(tmp_path / "good")).items() if one is not Loads.NO}

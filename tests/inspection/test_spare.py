@@ -39,7 +39,7 @@ def test_a_head_of_its_own_is_not_compared(text: Path) -> None:
 
 
 def test_other_values_fail_since_only_some_engines_take_them(text: Path, tmp_path: Path) -> None:
-    """As in `model_loader/weight_tying.py` of vLLM 0.33 , which compares them; SGLang has no such code."""
+    """As transformers does, vLLM 0.33 compares the two (`model_loader/weight_tying.py`); SGLang has no such code."""
     out = with_head(text, tmp_path / "out", times=2)
     (found,) = heads(out)
     assert (found.severity, found.subject) == (Severity.FAIL, "lm_head.weight")
