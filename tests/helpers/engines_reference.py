@@ -165,8 +165,8 @@ def _matching() -> Iterator[str]:
             else "if the names of all its shards are; an error if only some of them are"
         ),
         "a module that is neither ignored nor targeted": lambda m: "an error" if m.must_target else "plain",
-        "a packed output head is accepted": lambda m: (
-            "only by a target that names it" if m.head_by_name else "as any other, if its class is targeted"
+        "the output head is built packed": lambda m: (
+            "only by a target that names it" if m.head_by_name else "like any other module, if its class is targeted"
         ),
     }
     for title, say in rows.items():
