@@ -8,7 +8,6 @@ BIN := .venv/bin
 OLDEST_TRITON := build/triton/3.6.0
 # a worker for each core; the tests of a file, which share what they make, in one
 TOGETHER := -n auto --dist loadfile
-COMPILED := ship or compiles or every_form or without_the_fence or at_every_edge or pads
 
 # each process of a test would compile the sources again
 export PYTHONDONTWRITEBYTECODE :=
@@ -23,8 +22,7 @@ test: lint
 
 test-full: lint $(OLDEST_TRITON)
 	$(BIN)/python -m pytest --full $(TOGETHER)
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest --full -n auto -k "$(COMPILED)" \
-		tests/forward/triton/test_aot.py tests/forward/triton/test_ptx.py
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest --full -n auto -m compiled tests/forward/triton
 
 # the kernels are compiled with, and run as compiled by, the oldest Triton that pyproject.toml allows, too
 $(OLDEST_TRITON): .venv/.made

@@ -62,6 +62,7 @@ CHOSEN = {(80, "down", 16), (89, "gate_up", 64), (90, "gate_up", 8), (90, "gate_
 }
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     ("architecture", "variant"),
     one_in(
@@ -101,6 +102,7 @@ def test_other_weights_keep_to_it_too(variant: Variant) -> None:
     check(aot.compile_variant(variant, 80), variant, 80)
 
 
+@pytest.mark.compiled
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["gate_up", "down"])
 def test_float32_compiles_without_spills(kind: Kind) -> None:
@@ -110,6 +112,7 @@ def test_float32_compiles_without_spills(kind: Kind) -> None:
     assert machine.loop["FFMA"] > 0
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("architecture", one_in(2, [80, 120]))
 def test_routing_compiles_without_spills(architecture: int) -> None:
     for machine in aot.compile_helpers(architecture).values():

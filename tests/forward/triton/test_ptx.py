@@ -113,6 +113,7 @@ def shipped(architecture: int, tile: Tile) -> tuple[float, list[Launch]]:
     return run_moe(case, architecture, tile, unsent=(0, 0))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(("architecture", "tile"), one_in(3, _shipped()), ids=str)
 def test_tiles_that_ship_are_right(architecture: int, tile: Tile) -> None:
     error, launches = shipped(architecture, tile)
@@ -158,6 +159,7 @@ MORE_FORMS = [
 ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(("architecture", "tile", "case"), one_in(4, FORMS + MORE_FORMS * ALL), ids=str)
 def test_weights_of_every_form_are_right(architecture: int, tile: Tile, case: Case) -> None:
     assert run_moe(case, architecture, tile)[0] < BOUNDS[case.dtype]
@@ -173,12 +175,14 @@ LINEARS = [
 ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(("architecture", "tile", "case"), one_in(6, LINEARS), ids=str)
 def test_a_linear_is_right_at_every_edge(architecture: int, tile: Tile, case: Case) -> None:
     """Neither rows nor columns nor steps come out even, and the pipeline runs for more steps than it has stages."""
     assert run_linear(case, architecture, tile)[0] < BOUNDS[case.dtype]
 
 
+@pytest.mark.compiled
 @pytest.mark.full
 def test_what_pads_is_not_read() -> None:
     """The last pair is sent to nobody, so nobody writes its row between the products, and nobody may read it."""
@@ -186,6 +190,7 @@ def test_what_pads_is_not_read() -> None:
     assert run_moe(case, 80, SMALL, unsent=(2, 1))[0] < BOUNDS[case.dtype]
 
 
+@pytest.mark.compiled
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("architecture", "tile", "dtype", "given"),
