@@ -28,7 +28,7 @@ _NO_INDEX: Final = (
     f"download the model again; or, if the shards are all of one save, delete {INDEX}: all their tensors are then read"
 )
 _UNFINISHED: Final = (".aria2", ".crdownload", ".download", ".incomplete", ".part")
-_SINGLE: Final = "model.safetensors"
+SINGLE: Final = "model.safetensors"
 _SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -54,12 +54,12 @@ def read_index(directory: Path) -> dict[str, str] | None:
     named = set(weight_map.values())
     if not any(os.path.lexists(directory / name) for name in named) and (others := _weights(directory)):
         raise InputError(
-            f"{directory}: {INDEX} names {plural(len(named), 'file')}, but none is here, beside {_shortly(others)}",
+            f"{directory}: {INDEX} names {plural(len(named), 'file')}, but none is here, beside {shortly(others)}",
             hint=f"delete {INDEX}: it belongs to another save, and engines that read it find no weights",
         )
-    if _SINGLE not in named and os.path.lexists(directory / _SINGLE):
+    if SINGLE not in named and os.path.lexists(directory / SINGLE):
         raise InputError(
-            f"{directory}: {_SINGLE} beside a {INDEX} that does not name it",
+            f"{directory}: {SINGLE} beside a {INDEX} that does not name it",
             hint="two checkpoints in one directory, and programs differ in which they read: delete one",
         )
     return weight_map
@@ -102,8 +102,8 @@ def _weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tupl
     if weight_map is not None:
         return tuple(sorted(set(weight_map.values())))
     names = sorted(entry.name for entry in directory.iterdir())
-    if _SINGLE in names:
-        return (_SINGLE,)
+    if SINGLE in names:
+        return (SINGLE,)
     weights = _weights(directory)
     if not weights:
         raise without_weights(directory, names) or _no_weights(directory, names)
@@ -128,7 +128,7 @@ def _weights(directory: Path) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name.endswith(".safetensors") and not is_adapter(name)))
 
 
-def _shortly(names: Sequence[str]) -> str:
+def shortly(names: Sequence[str]) -> str:
     """Return names as a few words."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 

@@ -32,6 +32,8 @@ class Topic(StrEnum):
     """Stored, but fits no module."""
     STORED = "stored"
     """Stored otherwise than the config says."""
+    FILES = "files"
+    """A file has a name that the engine does not look for, or is missing."""
 
 
 _LIFTED: Final = {Topic.UNEVEN, Topic.GROUP, Topic.REFUSED}

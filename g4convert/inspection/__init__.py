@@ -1,13 +1,15 @@
 """Describes and repairs checkpoints of any origin.
 
-describe     Compares what a checkpoint stores with what its config declares
-modules      Finds name, role and shape of each stored weight
-lists        Matches `ignore` and `targets` with modules by the names of every engine
-description  Holds the result of `describe`
-engines      Judges which engines load a checkpoint: `g4convert check`
-drafter      Compares an MTP drafter with its target
-spare        Compares tensors that no engine needs with what engines compute in their place
-fix          Rewrites a wrong `quantization_config`: `check --fix`
+describe      Compares what a checkpoint stores with what its config declares
+modules       Finds name, role and shape of each stored weight
+lists         Matches `ignore` and `targets` with modules by the names of every engine
+description   Holds the result of `describe`
+engines       Judges which engines load a checkpoint: `g4convert check`
+drafter       Compares an MTP drafter with its target
+spare         Compares tensors that no engine needs with what engines compute in their place
+weight_files  Compares the names of weight files with those that each engine reads
+file_faults   Holds faults of files in some engines
+fix           Rewrites a wrong `quantization_config`: `check --fix`
 """
 
 from g4convert.inspection.describe import describe

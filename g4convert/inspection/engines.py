@@ -2,6 +2,7 @@
 
     check_stored   names, shapes, dtypes, config: faults of the checkpoint itself
     spare_values   the values of a tied head that is stored, and of biases that no Linear has
+    weight_files   names of weight files that an engine does not look for
     verdicts       each engine and number of GPUs: loads, loads with a caveat, or does not load
 
 A finding of `check_stored` that breaks an engine becomes a reason of its verdict: a config group that differs from the
@@ -27,8 +28,10 @@ from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
 from g4convert.gemma4 import Architecture, droppable, is_drafter
 from g4convert.inspection.drafter import paired
+from g4convert.inspection.file_faults import FileFault
 from g4convert.inspection.fix import CURABLE, is_fixable
 from g4convert.inspection.spare import spare_values
+from g4convert.inspection.weight_files import weights_as_read
 from g4convert.report import Detail, Finding, Report, Severity
 from g4convert.request import check_run
 from g4convert.suggestions import no_such
@@ -41,7 +44,7 @@ _ANY_ENGINE: Final = {
 """Codes of findings that break every engine."""
 _OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
     "static.cache_scales": (Topic.NAMES, "transformers"),
-    Detail.NO_START: (Topic.STORED, "vllm", "sglang"),
+    Detail.NO_START: (Topic.FILES, "vllm", "sglang"),
     Detail.HEAD_ALONE: (Topic.MISSING, "vllm", "sglang"),
     Detail.ASYMMETRIC: (Topic.NAMES, "transformers"),
     Detail.SCALAR: (Topic.NAMES, "transformers"),
@@ -88,6 +91,11 @@ class CheckRequest:
         return cls(directory, tuple(dict.fromkeys(engines)), tuple(dict.fromkeys(tps)), target)
 
     @property
+    def judged(self) -> tuple[str, ...]:
+        """Engines that are judged."""
+        return self.engines or tuple(CONTRACTS)
+
+    @property
     def required(self) -> tuple[str, ...]:
         """Engines that fail the check if they misread `targets` or `ignore`; other engines only cause warnings."""
         return self.engines or REQUIRED_ENGINES
@@ -130,7 +138,9 @@ def check(asked: CheckRequest) -> Checked:
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
     static = tuple(check_stored(stored, tp=(), engines=asked.required))
     static += tuple(spare_values(stored))
-    found = _verdicts(stored, asked, static)
+    faults = tuple(one for one in weights_as_read(out) if not set(one.engines).isdisjoint(asked.judged))
+    static += tuple(one.finding(asked.required) for one in faults)
+    found = tuple(_with_files(one, faults) for one in _verdicts(stored, asked, static))
     fixable = is_fixable(stored, static, asked.required)
     if fixable:
         static = tuple(_offered(one) for one in static)
@@ -160,9 +170,17 @@ def _mendable(remark: Remark) -> Remark:
 
 def _verdicts(stored: StoredCheckpoint, asked: CheckRequest, static: Iterable[Finding]) -> tuple[Verdict, ...]:
     wrong = [one for one in static if one.severity in {Severity.FAIL, Severity.WARN}]
-    found = verdicts(stored.weights, asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL)
+    found = verdicts(stored.weights, asked.judged, asked.tps or TENSOR_PARALLEL)
     told = with_remedies(stored.weights, found)
     return tuple(_with_faults(_of_another_command(verdict), wrong, stored.contents.architecture) for verdict in told)
+
+
+def _with_files(verdict: Verdict, faults: Iterable[FileFault]) -> Verdict:
+    """Return a verdict with the faults of files that its engine has."""
+    own = [one for one in faults if verdict.engine in one.engines]
+    problems = (*verdict.problems, *(one.remark for one in own if not one.is_harmless))
+    caveats = (*verdict.caveats, *(one.remark for one in own if one.is_harmless))
+    return replace(verdict, problems=problems, caveats=caveats)
 
 
 def _of_another_command(verdict: Verdict) -> Verdict:
