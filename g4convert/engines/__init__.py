@@ -10,6 +10,7 @@ matching         Matches `ignore` and `targets` as each engine does
 split            Computes the part of a weight that each GPU gets
 limits           Finds the kernel that takes a weight's size
 weights          Holds the shapes, roles and packings of a checkpoint, and its lists
+needs            Finds what a model lacks for an engine to start with it
 remarks          Holds remarks on a checkpoint, and ways to mend it
 reason           Holds the reason why an engine refuses a module, in parts
 spellings        Tells which other names of tensors an engine reads

@@ -44,7 +44,8 @@ def raise_if_refused(
         problems = [remark for one in refused for remark in one.problems]
         lines = [f"{one.label}, TP {one.tp}: {remark.line}" for one in refused for remark in one.problems]
         lifted = any(remark.may_be_lifted for remark in problems)
-        among = _ways(_Tried(weights, weights.thinned()), engines, tps, problems) if lifted else ()
+        starting = [one for one in engines if not any(CONTRACTS[one].needs(weights.architecture))]
+        among = _ways(_Tried(weights, weights.thinned()), starting, tps, problems) if lifted else ()
         told = (one if one.tp is None else replace(one, text=f"`--tp {one.tp}` ({one.text})") for one in among)
         ways = [joined(told)] if lifted else []
         ways += dict.fromkeys(remark.remedy for remark in problems if remark.remedy and not remark.may_be_lifted)

@@ -6,6 +6,7 @@ beforehand:
 
     modules     the engine's modules, the checkpoint modules that fill each, and the forms that each accepts
     matching    how entries of `ignore` and `targets` name modules
+    needs       what a model must have for the engine to start
     on_unknown, on_missing, drops, blind     the fate of tensors that fit no module, and of modules without tensors
 
 The facts are in `vllm`, `sglang` and `transformers`, each with the engine's file and line.
@@ -29,6 +30,7 @@ from g4convert.engines.module import (
     renamed,
     unbuilt,
 )
+from g4convert.engines.remarks import Remark
 from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
 from g4convert.names import Name
@@ -63,6 +65,10 @@ class OnMissing(StrEnum):
     RANDOM = "random numbers, with a warning in the log"
 
 
+def _nothing(_: Architecture) -> Iterable[Remark]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Contract:
     """Facts about one engine, in the versions that behave alike.
@@ -82,6 +88,7 @@ class Contract:
         blind: descriptions of faults that the engine never notices.
         ignored: ends of names of tensors that it drops even if it stops at others that fit no module.
         stacks_experts: True if plain experts are 3-D parameters, which no entry reaches.
+        needs: yields what a model lacks for the engine to start with it.
     """
 
     engine: str
@@ -98,6 +105,7 @@ class Contract:
     blind: tuple[str, ...]
     stacks_experts: bool = False
     ignored: tuple[str, ...] = ()
+    needs: Callable[[Architecture], Iterable[Remark]] = _nothing
 
     @property
     def label(self) -> str:

@@ -34,6 +34,8 @@ class Topic(StrEnum):
     """Stored otherwise than the config says."""
     FILES = "files"
     """A file has a name that the engine does not look for, or is missing."""
+    MODEL = "model"
+    """A class or a config that the engine does not start with."""
 
 
 _LIFTED: Final = {Topic.UNEVEN, Topic.GROUP, Topic.REFUSED}

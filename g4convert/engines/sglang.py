@@ -25,6 +25,7 @@ from typing import Final
 from g4convert.engines.contract import Contract, OnMissing, OnUnknown
 from g4convert.engines.matching import By, Matching
 from g4convert.engines.module import Accepts, Cut, ModuleRule, Renames
+from g4convert.engines.needs import sglang_needs
 from g4convert.engines.reason import Reason
 from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
@@ -244,5 +245,6 @@ CONTRACT: Final = Contract(
         "packed tensors of a module that it builds plain, and plain ones of a module that it builds packed",
         "a lost tensor, but for a line in the log",
     ),
+    needs=sglang_needs,
 )
 """SGLang 0.5.23."""

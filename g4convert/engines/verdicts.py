@@ -1,5 +1,6 @@
 """Verdicts: whether an engine loads a checkpoint, on how many GPUs, and with which kernels.
 
+    class and config of the model              -- needs ---->  the engine does not start, and is judged no further
     forms of all weights, `ignore`, `targets`  -- judge ---->  problems at any number of GPUs
     sizes of each GPU's part                   -- kernels -->  the kernel, or the reason why there is none
     other roles, groups, numbers of GPUs       -- advice --->  changes that were tried and would load
@@ -154,7 +155,7 @@ def select_verdicts(found: Iterable[Verdict], engines: Iterable[str], tps: Itera
 def verdicts_of_engine(
     weights: Weights, contract: Contract, tps: Iterable[int], problems: tuple[Remark, ...]
 ) -> Iterator[Verdict]:
-    """Yield one engine's verdicts.
+    """Yield one engine's verdicts. An engine that does not start with the model is judged by nothing else.
 
     Args:
         weights: the checkpoint, or its `thinned` form.
@@ -163,6 +164,9 @@ def verdicts_of_engine(
         problems: problems that exist at every number of GPUs.
     """
     whole = Verdict(contract.engine, contract.label, 1, problems=problems)
+    if lacks := tuple(contract.needs(weights.architecture)):
+        yield from (replace(whole, tp=tp, problems=lacks) for tp in (tps if contract.engine in _DENSE else (1,)))
+        return
     if contract.engine not in _DENSE:
         yield replace(whole, kernels=(_UNPACKS,) if weights.packed else ())
         return

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from g4convert.engines.contract import Contract
     from g4convert.engines.module import Module
+    from helpers.released_configs import Config
 
 _HEAD = """# Engines
 
@@ -25,6 +26,7 @@ An engine first builds its modules, packed or plain as `targets` and `ignore` sa
 then does it look at the tensors. This page describes what that depends on:
 
 - which modules there are, and how each engine calls them;
+- which models an engine does not start with;
 - in which form each module may be stored;
 - how entries of the config name modules;
 - which problems an engine does not report.
@@ -50,6 +52,14 @@ _MATCHING = """## How entries name modules
 
 All engines match a pattern (`re:`) with `re.match`: it has to match from the start of a name, but not to its end.
 """
+_NEEDS = """## Models that an engine does not start with
+
+An engine stops at these before it reads a weight, whatever is packed.
+"""
+_LACKING: Mapping[str, Config] = {
+    "a text-only model whose layers have heads of several sizes, as all released ones": FAMILIES["text"],
+}
+"""Models that some engine does not start with, by what they are."""
 _ADDING = """## Adding an engine or a version
 
 To add a newer version of an engine, say vLLM 0.34 while `vllm.CONTRACT` is 0.33:
@@ -89,6 +99,7 @@ def text() -> str:
     for title, families in _SECTIONS.items():
         lines += _table(title, _rows(families, notes), seen)
     lines += ["Notes:", "", *(f"{number}. {note}" for note, number in notes.items()), ""]
+    lines += [_NEEDS, *_needs(), ""]
     lines += [_MATCHING, *_matching(), "", *_blind(), *_older(), "", _ADDING.rstrip()]
     return "\n".join(lines) + "\n"
 
@@ -140,6 +151,14 @@ def _cell(shard: str, module: Module | None, notes: dict[str, int]) -> str:
     number = f" [{notes.setdefault(module.note, len(notes) + 1)}]" if module.note else ""
     name = "the same" if module.name == shard else f"`{_without_numbers(module.name)}`"
     return f"{name if module.configured else 'no config'}: {form}{number}"
+
+
+def _needs() -> Iterator[str]:
+    yield f"| model | {' | '.join(one.label for one in CONTRACTS.values())} |"
+    yield f"|---|{'---|' * len(CONTRACTS)}"
+    for what, config in _LACKING.items():
+        found = ([str(one.reason) for one in of.needs(Architecture.from_config(config))] for of in CONTRACTS.values())
+        yield f"| {what} | {' | '.join('; '.join(lines) or 'starts' for lines in found)} |"
 
 
 def _matching() -> Iterator[str]:

@@ -75,7 +75,8 @@ def test_scales_of_a_cache_are_known(family: str, request: pytest.FixtureRequest
     bare = rewritten(tmp_path / "out", tmp_path / "bare", dict, quantization_config=said)
     assert loads(checked(bare))["transformers"] is Loads.CAVEAT
     dynamic = rewritten(tmp_path / "cache", tmp_path / "scales", dict, quantization_config=section(tmp_path / "out"))
-    assert set(loads(checked(dynamic)).values()) == {Loads.YES}
+    refused = {"sglang"} if family == "text" else set()  # whatever is stored: its layers differ in their heads
+    assert {engine for engine, said in loads(checked(dynamic)).items() if said is not Loads.YES} == refused
 
 
 def test_zero_points_are_a_caveat_of_transformers(dense_out: Path, tmp_path: Path) -> None:

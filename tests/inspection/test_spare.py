@@ -11,7 +11,7 @@ from g4convert.forward.models import quiet_transformers
 from g4convert.inspection.engines import CheckRequest, check
 from g4convert.report import Finding, Severity
 
-LAYER = "model.layers.0."
+LAYER = "model.language_model.layers.0."
 
 
 def with_head(source: Path, output: Path, *, times: float, dtype: torch.dtype = torch.bfloat16) -> Path:
@@ -53,23 +53,23 @@ def test_other_values_fail_since_only_some_engines_take_them(text: Path, tmp_pat
 @pytest.mark.parametrize("module", ["self_attn.q_proj", "mlp.down_proj"])
 @pytest.mark.parametrize(("value", "severity"), [(0.0, Severity.PASS), (0.5, Severity.FAIL)])
 def test_a_bias_is_dropped_by_all_engines(
-    module: str, value: float, severity: Severity, text: Path, tmp_path: Path
+    module: str, value: float, severity: Severity, dense: Path, tmp_path: Path
 ) -> None:
     def biased(tensors: Tensors) -> Tensors:
         weight = tensors[f"{LAYER}{module}.weight"]
         return tensors | {f"{LAYER}{module}.bias": weight.new_full(weight.shape[:1], value)}
 
-    judged = check(CheckRequest(rewritten(text, tmp_path / "out", biased), tps=(1,)))
+    judged = check(CheckRequest(rewritten(dense, tmp_path / "out", biased), tps=(1,)))
     (found,) = (one for one in judged.report.findings if one.code == "engines.bias")
     assert (found.severity, found.subject) == (severity, f"{LAYER}{module}.bias")
     assert {one.loads.value for one in judged.verdicts} == {"yes"}
 
 
-def test_the_weight_of_a_norm_that_has_none_stops_vllm(text: Path, tmp_path: Path) -> None:
+def test_the_weight_of_a_norm_that_has_none_stops_vllm(dense: Path, tmp_path: Path) -> None:
     def weighted(tensors: Tensors) -> Tensors:
         return tensors | {f"{LAYER}self_attn.v_norm.weight": torch.ones(32, dtype=torch.bfloat16)}
 
-    judged = check(CheckRequest(rewritten(text, tmp_path / "out", weighted), tps=(1,)))
+    judged = check(CheckRequest(rewritten(dense, tmp_path / "out", weighted), tps=(1,)))
     loads = {one.engine: one.loads.value for one in judged.verdicts}
     assert loads == {"transformers": "yes", "vllm": "no", "sglang": "yes"}
     (found,) = (one for one in judged.report.findings if one.code == "static.unknown")

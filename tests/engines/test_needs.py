@@ -1,0 +1,55 @@
+"""Models that an engine does not start with: its verdict is `no`, whatever is packed."""
+
+import pytest
+from conftest import Checkpoints
+from helpers.headers import planned
+from helpers.judged import NO, YES, verdict, verdicts_with_remedies
+from helpers.released_configs import Config, assistant, small, text_only
+from transformers import AutoConfig
+
+from g4convert.engines.advice import raise_if_refused
+from g4convert.engines.verdicts import verdicts
+from g4convert.errors import GateError
+from g4convert.planning.weights import planned_weights
+
+WIDTHS = "layers with heads of several sizes"
+
+
+def one_width(config: Config) -> Config:
+    """A decoder whose layers all have the heads of its sliding layers."""
+    return config | {"global_head_dim": config["head_dim"], "num_global_key_value_heads": config["num_key_value_heads"]}
+
+
+@pytest.mark.parametrize("size", ["E2B", "26B-A4B", "31B"])
+def test_sglang_takes_heads_of_several_sizes_only_from_a_whole_model(size: str) -> None:
+    options = {"pack": ["attention", "mlp"]}
+    weights = planned_weights(planned(small(size), **options, layout="text-only"))
+    (found,) = verdicts_with_remedies(weights, ["sglang"], [2])
+    assert (found.loads, found.tp, found.kernels) == (NO, 2, ())
+    assert WIDTHS in found.told[0].line
+    assert [one.text for one in found.ways] == ["quantize the whole model without `--layout text-only`"]
+    assert verdict(weights, "vllm", 1).loads is YES
+    assert verdict(planned_weights(planned(small(size), **options)), "sglang", 1).loads is YES
+
+
+def test_sglang_takes_a_text_only_model_whose_layers_are_alike() -> None:
+    assert verdict(planned_weights(planned(one_width(text_only("31B")))), "sglang", 1).loads is YES
+    assert verdict(planned_weights(planned(assistant("31B"))), "sglang", 1).loads is YES
+
+
+@pytest.mark.parametrize("family", ["text", "dense"])
+def test_sizes_that_differ_by_layer_are_an_error_in_the_config_that_sglang_reads(
+    family: str, checkpoints: Checkpoints
+) -> None:
+    config = AutoConfig.from_pretrained(checkpoints(family)).get_text_config()
+    with pytest.raises(RuntimeError, match="per-layer attribute"):  # no AttributeError: the default does not help
+        getattr(config, "head_dim", None)
+
+
+def test_an_engine_that_does_not_start_leaves_the_advice_to_the_others() -> None:
+    weights = planned_weights(planned(small("26B-A4B"), layout="text-only"))
+    found = verdicts(weights, ["vllm", "sglang"], [4])
+    with pytest.raises(GateError) as caught:
+        raise_if_refused(weights, found, ["vllm", "sglang"], [4])
+    assert "--pack attention" in caught.value.hint
+    assert caught.value.hint.endswith("; quantize the whole model without `--layout text-only`")
