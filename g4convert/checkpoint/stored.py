@@ -50,7 +50,9 @@ _POWERS_OF_TWO: Final = {DType.U8, DType.F8_E8M0}  # an MX scale is an exponent
 _WORD: Final = 32
 _BYTE: Final = 8
 _MOST_BITS: Final = 8
-_READ_BITS: Final = {4, 8}
+GAPS: Final = "packed by compressed-tensors before 0.18, which left bits of each word empty"
+"""Words that explain the width of words of 3, 5, 6 or 7 bits."""
+_READ_BITS: Final = range(2, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +174,25 @@ def _words(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_b
     if shape is None:
         return replace(found, fault="neither weight_shape nor the config tells in_features")
     choices = [bits for bits in range(1, _MOST_BITS + 1) if ceil(shape[-1] * bits / _WORD) == width]
-    bits = num_bits if num_bits in choices else min(choices, default=None)
+    if num_bits in choices:
+        choices = [num_bits]
+    elif with_gaps(width, shape[-1], num_bits) and (num_bits or not choices):
+        return replace(found, shape=shape, fault=f"{_misfit(parts, shape)}, {GAPS}")
+    bits = min(choices, default=None)
     fault = "" if bits and tuple(rows) == shape[:-1] else _misfit(parts, shape)
     return _with_scale(replace(found, num_bits=bits, shape=shape, fault=fault), parts)
+
+
+def with_gaps(width: int, k: int, num_bits: int | None) -> bool:
+    """Return whether `width` words hold k codes as compressed-tensors before 0.18 packs them: no code crosses words.
+
+    Args:
+        width: number of words.
+        k: number of codes.
+        num_bits: declared bits of a code; None tries all.
+    """
+    each = (_WORD // bits for bits in ([num_bits] if num_bits else range(1, _MOST_BITS)) if _WORD % bits)
+    return any(ceil(k / codes) == width for codes in each)
 
 
 def _bytes(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
@@ -276,7 +294,7 @@ def unreadable(module: PackedModule, scheme: StoredScheme) -> str:
     if scheme.fault:
         return scheme.fault
     if scheme.format != "pack-quantized" or scheme.num_bits not in _READ_BITS:
-        return f"{scheme.label}: only int4 and int8 of the format pack-quantized are read"
+        return f"{scheme.label}: only 2 to 8 bits of the format pack-quantized are read"
     scale = module.parts["weight_scale"]
     if scheme.strategy not in {"group", "channel"} or len(scale.shape) != len(module.parts["weight_packed"].shape):
         return f"weight_scale {[*scale.shape]}: expected one scale for each group or row"

@@ -1,6 +1,6 @@
 """Linears that stay packed: codes and scales as compressed-tensors stores them, dequantized while they multiply.
 
-    weight_packed      int32 [n, k * b / 32]: b bits a code; code i of a word in bits b*i..b*i+b-1, low bits first,
+    weight_packed      int32 [n, ceil(k * b / 32)]: b bits a code; code i of a row in bits b*i..b*i+b-1, low bits first,
                        stored plus 2^(b-1)
     weight_scale       [n, groups], in the dtype it is stored in
     weight_zero_point  int32 [ceil(n * b / 32), groups], packed along n; only of asymmetric schemes
@@ -36,6 +36,9 @@ _FEW = 4
 
 _NO_ZEROS = np.zeros((0, 0), np.int8)
 
+_WORD = 0xFFFFFFFF
+"""Bits of a word."""
+
 _TILE = 1 << 18
 """Weights dequantized at a time: intermediate values stay in a core's cache."""
 
@@ -49,7 +52,7 @@ class PackedWeight:
         scale: [..., n, groups].
         zero_point: int32 [..., n * b / 32, groups], or None.
         k: in_features.
-        num_bits: 4 or 8.
+        num_bits: 2 to 8.
     """
 
     words: torch.Tensor
@@ -131,18 +134,22 @@ def unpack(words: torch.Tensor, k: int, num_bits: int) -> torch.Tensor:
     Args:
         words: int32 [n, ceil(k * b / 32)].
         k: codes of a row.
-        num_bits: 4 or 8; these never cross a byte.
+        num_bits: 2 to 8; codes of other than 2, 4 and 8 bits cross from one word into the next.
 
     Returns:
         int8 [n, k], signed.
 
     Raises:
-        UnsupportedError: another number of bits, or a machine with the high byte first.
+        UnsupportedError: a machine with the high byte first.
     """
-    if num_bits not in {4, 8}:
-        raise UnsupportedError(f"{num_bits}-bit weights: only 4 and 8 bits are read here")
     if sys.byteorder != "little":
         raise UnsupportedError("a machine that stores the high byte first: packed weights cannot be read here")
+    if num_bits not in {4, 8}:
+        bit = torch.arange(k, device=words.device) * num_bits
+        low = words.long() & _WORD
+        pairs = low | functional.pad(low[:, 1:], (0, 1)) << 32
+        codes = pairs[:, bit // 32] >> bit % 32 & (1 << num_bits) - 1
+        return (codes - (1 << (num_bits - 1))).to(torch.int8)
     stored = words.flatten().view(torch.uint8).view(len(words), -1)  # a last dimension of 1 may have any stride
     if num_bits == 8:
         return (stored ^ 0x80).view(torch.int8)[:, :k]
@@ -155,7 +162,7 @@ class W4A16Linear(torch.nn.Module):
 
     Args:
         linear: the Linear to replace, on any device; its weight is not kept.
-        num_bits: 4 or 8.
+        num_bits: 2 to 8.
         groups: scales of a row.
         scale_dtype: as stored.
         symmetric: whether there are no zero points.

@@ -11,6 +11,7 @@ become the model's two 3-D tensors (or buffers).
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule, StoredScheme
-from g4convert.errors import InputError
+from g4convert.errors import EnvironmentFault, InputError
 from g4convert.forward.mapped import tell_faults
 from g4convert.tensors import DType
 
@@ -111,7 +112,7 @@ class PackedGroup:
 
     @property
     def num_bits(self) -> int:
-        """4 or 8."""
+        """2 to 8."""
         return self.scheme.num_bits or 4
 
     @property
@@ -192,6 +193,7 @@ def _dequantize(tensors: Mapping[str, torch.Tensor], num_bits: int, out: torch.T
         unpack_from_int32,
     )
 
+    check_words(num_bits)
     n, k = out.shape
     scale = tensors[_SCALE].to(out.dtype)
     groups = scale.shape[1]
@@ -200,3 +202,20 @@ def _dequantize(tensors: Mapping[str, torch.Tensor], num_bits: int, out: torch.T
         zeros = unpack_from_int32(tensors[_ZERO], num_bits, torch.Size((n, groups)), packed_dim=0)
         values = values - zeros.to(out.dtype).unsqueeze(-1)
     torch.mul(values, scale.unsqueeze(-1), out=out.view(n, groups, -1))
+
+
+@cache
+def check_words(num_bits: int) -> None:
+    """Refuse a compressed-tensors that reads words of 3, 5, 6 or 7 bits otherwise than newer releases and engines do.
+
+    Raises:
+        EnvironmentFault: a release before 0.18.
+    """
+    import compressed_tensors  # noqa: PLC0415 -- 3 s
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # noqa: PLC0415 -- the same
+
+    if pack_to_int32(torch.zeros(1, 32, dtype=torch.int8), num_bits).shape[-1] != num_bits:
+        raise EnvironmentFault(
+            f"compressed-tensors {compressed_tensors.__version__} reads {num_bits}-bit words in another way than vLLM",
+            hint="update it to 0.18 or newer",
+        )

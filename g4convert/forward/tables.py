@@ -17,7 +17,7 @@ class PackedTable(torch.nn.Module):
 
     Args:
         table: the embedding to replace, on any device; its weight is not kept.
-        num_bits: 4 or 8.
+        num_bits: 2 to 8.
         groups: scales of a row.
         scale_dtype: as stored.
     """

@@ -16,11 +16,12 @@ from helpers import reload as second_opinion
 from helpers.conversions import stored
 from helpers.damage import PARTS, STATIC, Tensors, damaged, rewrite, unpack
 from helpers.grids import one_in, two_when_quick
+from helpers.other_bits import in_bits
 from helpers.prompts import logits, prompts
 
 from g4convert.demo import Family
 from g4convert.demo.comparison import compare
-from g4convert.errors import GateError, UnsupportedError
+from g4convert.errors import GateError
 from g4convert.forward import experts, modules
 from g4convert.forward.experts import IMPLEMENTATION
 from g4convert.forward.load import DTypeName, load
@@ -34,20 +35,37 @@ def codes_of(bits: int, *shape: int) -> torch.Tensor:
     return torch.randint(-half, half, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize(("bits", "k"), [(4, 8), (4, 64), (4, 20), (8, 4), (8, 64), (8, 6)])
+@pytest.mark.parametrize(
+    ("bits", "k"), [(4, 8), (4, 64), (4, 20), (8, 4), (8, 64), (8, 6), *product((2, 3, 5, 6, 7), (1, 32, 37, 64))]
+)
 def test_unpacking_is_the_inverse_of_compressed_tensors_packing(bits: int, k: int) -> None:
     codes = codes_of(bits, 5, k)
     assert torch.equal(modules.unpack(pack_to_int32(codes, bits), k, bits), codes)
 
 
-def test_other_bits_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match="3-bit"):
-        modules.unpack(torch.zeros(1, 3, dtype=torch.int32), 32, 3)
+@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
+@pytest.mark.parametrize("family", ["dense", "moe"])
+def test_other_bits_run_as_compressed_tensors_unpacks_them(
+    family: str, bits: int, checkpoints: Checkpoints, packed: Packed, tmp_path: Path
+) -> None:
+    out = in_bits(
+        checkpoints(family),
+        packed(family, num_bits=8, method="minmax"),
+        tmp_path / "out",
+        bits,
+        symmetric=bits % 2 == 0,
+    )
+    one, other = load(out), load(out, packed=False)
+    for name, part in one.named_modules():
+        if isinstance(part, W4A16Linear):
+            assert torch.equal(part.packed.dense(torch.float32), other.get_parameter(f"{name}.weight"))
+    for prompt in prompts(one):
+        assert compare(logits(other, prompt), logits(one, prompt)).relative < 1e-5, prompt.bucket
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
 def test_a_weight_is_that_of_compressed_tensors(bits: int, *, symmetric: bool, dtype: torch.dtype) -> None:
     n, k, groups = 24, 64, 4
     codes, zeros = codes_of(bits, n, k), codes_of(bits, n, groups)

@@ -15,7 +15,7 @@ from typing import Final
 
 from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.declared import DeclaredGroup
-from g4convert.checkpoint.stored import PackedModule, stored_scheme
+from g4convert.checkpoint.stored import GAPS, PackedModule, stored_scheme, with_gaps
 from g4convert.engines import CONTRACTS
 from g4convert.engines.forms import ONE_TARGET
 from g4convert.engines.groups import SomeMisfit, grouped_modules, misfits_of_all
@@ -73,6 +73,8 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
     if words.dtype is not DType.I32 or words.shape[:-1] != shape[:-1] or scheme.num_bits is None:
         found, right = f"weight_packed {words.dtype} {[*words.shape]}", f"I32 {[*wanted]} for a weight {[*shape]}"
         remedy, detail = ("store it as int32, with the same values", Detail.CAST) if cast else (AGAIN, None)
+        if words.shape[:-1] == shape[:-1] and with_gaps(words.shape[-1], shape[-1], bits):
+            found, remedy = f"{found}, {GAPS}", "pack it with compressed-tensors 0.18 or newer, as vLLM reads it"
         yield Finding("static.packed", Severity.FAIL, name, found, right, remedy, detail=detail)
     elif scale is None:
         remedy = f"{AGAIN}; vLLM loads it without a word and computes with whatever is in memory"

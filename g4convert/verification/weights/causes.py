@@ -47,7 +47,7 @@ def _undone(tile: RowTile) -> Iterator[tuple[str, RowTile]]:
         yield "its codes lack the offset of 8", replace(tile, words=(stored ^ 0x88).view(np.int32))
         yield "its nibbles lie high first in each byte", replace(tile, words=_swapped(stored).view(np.int32))
         yield "its nibbles lie high first in each word", replace(tile, words=_swapped(in_word).view(np.int32))
-    else:
+    elif tile.num_bits == 8:
         yield "its codes lack the offset of 128", replace(tile, words=(stored ^ 0x80).view(np.int32))
         yield "its bytes lie high first in each word", replace(tile, words=in_word.view(np.int32))
 

@@ -2,8 +2,9 @@
 
 64 groups at a time, and at most 128 weights of each, lie in lanes: weight i of group `lane` at [64 * i + lane]. So
 every loop over lanes is made of whole vectors, for any group size. Weights come in pairs, as words of twice their size,
-and codes in packed words. The transposition rotates the bits of an index, which is 6 bits for the lane and then some
-for the element: three rotations by 2 bits exchange them.
+and codes in packed words of 4 or 8 bits a code; codes of other bits are put into bytes first. The transposition rotates
+the bits of an index, which is 6 bits for the lane and then some for the element: three rotations by 2 bits exchange
+them.
 """
 
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from g4convert.array_types import F32, I32, U32
+from g4convert.array_types import F32, I32, U8, U32
 from g4convert.jit import jit
 
 LANES: Final = 64
@@ -32,7 +33,7 @@ class GroupPairs(NamedTuple):
 
     Args:
         source: pairs of weights, [groups * g / 2]: uint32 for bf16, uint64 for fp32; the first one low.
-        words: uint32 [groups * g * b / 32], the packed words; the first code low.
+        words: uint32 [groups * g * width / 32], packed words, `width_of(num_bits)` bits a code; the first code low.
         scale: float32 [groups].
         zeros: float32 [groups], zero points; 0 for symmetric weights.
     """
@@ -83,10 +84,12 @@ def groups_of(source: NDArray[Any], words: I32, scale: F32, zeros: F32, num_bits
         words: int32 [r, words], as stored.
         scale: float32 [r, groups].
         zeros: float32 [r, groups], zero points; [0, 0] for symmetric weights.
-        num_bits: 4 or 8.
+        num_bits: bits of a code.
     """
     points = zeros if zeros.size else np.zeros_like(scale)
     g = source.size // scale.size
+    if width_of(num_bits) != num_bits:
+        words = _in_bytes(words, source.shape[1], num_bits)
     padding = -g % _WHOLE
     if padding:
         source, words = _padded(source, words, points, num_bits, padding)
@@ -95,14 +98,36 @@ def groups_of(source: NDArray[Any], words: I32, scale: F32, zeros: F32, num_bits
     return GroupPairs(*flat, scale.reshape(-1), points.reshape(-1)), padding
 
 
+def width_of(num_bits: int) -> int:
+    """Return the bits that a code takes in lanes: 4, or 8 for all others."""
+    return 4 if num_bits == 4 else 8
+
+
+def codes_of(words: U32, count: int, num_bits: int) -> U8:
+    """Return codes as stored, uint8 [r, count], from words [r, words]; a code may cross from one word into the next."""
+    bit = np.arange(count) * num_bits
+    pairs = words.astype(np.uint64)
+    pairs[:, :-1] |= pairs[:, 1:] << _THIRTY_TWO
+    codes: U8 = (pairs[:, bit // 32] >> (bit % 32).astype(np.uint64)).astype(np.uint8) & np.uint8((1 << num_bits) - 1)
+    return codes
+
+
+def _in_bytes(words: I32, k: int, num_bits: int) -> I32:
+    """Return words with a byte for each code: int32 [r, ceil(k / 4)]."""
+    codes = np.zeros((len(words), -(-k // 4) * 4), np.uint8)
+    codes[:, :k] = codes_of(words.view(np.uint32), k, num_bits)
+    return codes.view(np.int32)
+
+
 def _padded(
     source: NDArray[Any], words: I32, zeros: F32, num_bits: int, padding: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return source and words with weights of 0 behind each group, and codes that say so."""
     (r, k), groups = source.shape, zeros.shape[1]
     g = k // groups
-    shifts = np.arange(0, 32, num_bits, dtype=np.uint32)
-    stored = (words.view(np.uint32)[..., None] >> shifts) & np.uint32((1 << num_bits) - 1)
+    width = width_of(num_bits)
+    shifts = np.arange(0, 32, width, dtype=np.uint32)
+    stored = (words.view(np.uint32)[..., None] >> shifts) & np.uint32((1 << width) - 1)
     codes = np.empty((r, groups, g + padding), np.uint32)
     codes[..., :g] = stored.reshape(r, -1)[:, :k].reshape(r, groups, g)
     codes[..., g:] = (zeros[..., None] + (1 << (num_bits - 1))).astype(np.uint32)

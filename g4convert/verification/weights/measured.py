@@ -18,7 +18,7 @@ from g4convert.checkpoint.reader import Reader
 from g4convert.gemma4 import Weight
 from g4convert.tensors import DType
 from g4convert.verification.weights.group_sums import Limits, Sums, measure_groups
-from g4convert.verification.weights.lanes import groups_of
+from g4convert.verification.weights.lanes import codes_of, groups_of
 
 _TILE: Final = 1 << 20
 """Number of weights in a tile: 2 MiB of bf16."""
@@ -68,7 +68,7 @@ class PackedPair:
     Args:
         name: name of the module in the output.
         weight: the weight in the source.
-        num_bits: 4 or 8.
+        num_bits: bits of a code, 2 to 8.
         source: place of the source, [n, k].
         words: place of the packed words, [n, k * b / 32].
         scale: place of the scales, [n, groups].
@@ -98,7 +98,7 @@ class RowTile:
         scale: float32 [r, groups].
         zeros: float32 [r, groups], zero points; [0, 0] for symmetric weights.
         source: bits of the source's weights, [r, k]: uint16 for bf16, uint32 for fp32.
-        num_bits: 4 or 8.
+        num_bits: bits of a code, 2 to 8.
     """
 
     words: I32
@@ -211,13 +211,10 @@ def _zeros(pair: PackedPair, begin: int, end: int) -> F32:
     if pair.zero_point is None:
         return np.empty((0, 0), np.float32)
     b = pair.num_bits
-    each = 32 // b
-    first, last = begin // each, -(-end // each)
-    words = pair.zero_point.rows(first, last).view(np.uint32)
-    shifts = np.arange(0, 32, b, dtype=np.uint32)[:, None]
-    codes = (words[:, None, :] >> shifts) & np.uint32((1 << b) - 1)
-    zeros = codes.reshape(-1, words.shape[1]).astype(np.float32) - np.float32(1 << (b - 1))
-    return zeros[begin - first * each : end - first * each]
+    first = begin // 32 * 32  # a row whose codes begin a word
+    words = pair.zero_point.rows(first * b // 32, -(-end * b // 32)).view(np.uint32)
+    codes = codes_of(np.ascontiguousarray(words.T), end - first, b).T[begin - first :]
+    return codes.astype(np.float32) - np.float32(1 << (b - 1))
 
 
 def measure_tile(tile: RowTile) -> Measured:

@@ -13,6 +13,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_in
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import dequantize
 
+from g4convert.forward.pieces import check_words
 from g4convert.names import Name
 from g4convert.report import Finding, Severity, grouped
 from g4convert.verification.weights.measured import PackedPair, RowTile, measure_tile, read_tile
@@ -41,6 +42,7 @@ def check_decoder(packed: Mapping[str, PackedPair]) -> Iterator[Finding]:
 
 def error_of(tile: RowTile) -> tuple[float, float]:
     """Return the squared error of a tile dequantized by compressed-tensors, and its squared weights, in float64."""
+    check_words(tile.num_bits)
     shape = torch.Size(tile.source.shape)
     groups = tile.scale.shape[1]
     strategy = {"strategy": "group", "group_size": shape[1] // groups} if groups > 1 else {"strategy": "channel"}

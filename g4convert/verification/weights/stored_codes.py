@@ -20,14 +20,15 @@ _Part = tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.uin
 @partial(jit, inline=True)
 def measure_run(blocks: int, count: int, num_bits: int, half: np.float32, scratch: Scratch) -> None:
     """Add the sums of a run of `count` weights of each group of some blocks."""
-    words = scratch.moved[: blocks * LANES * count * num_bits // 32]
+    width = _NIBBLE if num_bits == _NIBBLE else 8  # as `lanes.width_of`
+    words = scratch.moved[: blocks * LANES * count * width // 32]
     pairs, scaling = (scratch.first, scratch.second), (scratch.scale, scratch.offset)
     if num_bits == _NIBBLE:
         _add_nibbles(count, words, pairs, scaling, half, scratch.stored, scratch.peak)
         _count_nibbles(count, words, scratch.counts)
     else:
         _add_bytes(count, words, pairs, scaling, half, scratch.stored, scratch.peak)
-        _count_bytes(count, words, scratch.counts)
+        _count_bytes(count, num_bits, words, scratch.counts)
 
 
 @partial(jit, reorder=True)
@@ -78,7 +79,7 @@ def _add_bytes(  # noqa: PLR0913, PLR0917 -- arrays
     all_sums: F32,
     peaks: U32,
 ) -> None:
-    """Add the 4 weights of each word of 8-bit codes to the sums."""
+    """Add the 4 weights of each word of codes in bytes to the sums."""
     each = count // 4
     for j in range(words.size // LANES):
         begin = j // each * LANES
@@ -145,14 +146,16 @@ def _count_nibbles(count: int, words: U32, counts: U32) -> None:
 
 
 @jit
-def _count_bytes(count: int, words: U32, counts: U32) -> None:
-    """Count zero codes and saturated codes, as `_count_nibbles` does."""
+def _count_bytes(count: int, num_bits: int, words: U32, counts: U32) -> None:
+    """Count zero codes and saturated codes, as `_count_nibbles` does; a code is the low bits of a byte."""
     each = count // 4
+    middle = np.uint32(0x01010101 << (num_bits - 1))
+    neighbours = np.uint32(0x01010101 * ((1 << (num_bits - 1)) - 1))  # two bits of the same code
     for j in range(words.size // LANES):
         found, stored = counts[j // each * LANES :], words[j * LANES : (j + 1) * LANES]
         for lane in range(LANES):
             word = stored[lane]
-            zero, ends = np.uint32(word ^ np.uint32(0x80808080)), np.uint32(word ^ np.uint32(word >> _1))
+            zero, ends = np.uint32(word ^ middle), np.uint32(np.uint32(word ^ np.uint32(word >> _1)) & neighbours)
             zero = np.uint32(zero | np.uint32(zero >> _1))
             zero = np.uint32(zero | np.uint32(zero >> _2))
             zero = np.uint32(zero | np.uint32(zero >> _4))

@@ -39,7 +39,7 @@ def exactly(codes: torch.Tensor, bits: int, *, points: torch.Tensor | None = Non
     )
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 def test_every_byte_is_decoded_as_compressed_tensors_does(bits: int) -> None:
     stored = torch.arange(256, dtype=torch.uint8).view(torch.int32)[None]
     codes = unpack_from_int32(stored, bits, torch.Size((1, 256 * 8 // bits)))
@@ -49,7 +49,7 @@ def test_every_byte_is_decoded_as_compressed_tensors_does(bits: int) -> None:
 
 
 @example(r=32, k=256, bits=4, seed=0)  # as many weights as 64 groups of 128 have
-@given(r=st.integers(1, 70), k=st.integers(1, 300), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
+@given(r=st.integers(1, 70), k=st.integers(1, 300), bits=st.integers(2, 8), seed=st.integers(0, 99))
 def test_rows_of_any_length(r: int, k: int, bits: int, seed: int) -> None:
     half, random = 1 << (bits - 1), torch.Generator().manual_seed(seed)
     codes = torch.randint(-half, half, (r, k), generator=random, dtype=torch.int8)
@@ -71,7 +71,7 @@ def plainly_rounded(source: torch.Tensor, g: int, bits: int) -> tuple[torch.Tens
 
 @given(
     g=st.sampled_from([16, 32, 128, 264]),
-    bits=st.sampled_from([4, 8]),
+    bits=st.integers(2, 8),
     changed=st.sampled_from([0, 1, 5]),
     seed=st.integers(0, 10**6),
 )
@@ -123,7 +123,7 @@ TILES = st.builds(
     rows=st.sampled_from([1, 2, 3, 9, 70]),
     groups=st.integers(1, 5),
     g=st.sampled_from([8, 16, 32, 64, 128, 24, 5, 20, 136, 264]),
-    bits=st.sampled_from([4, 8]),
+    bits=st.integers(2, 8),
     zeros=st.booleans(),
     dtype=st.sampled_from(["bf16", "fp32"]),
     seed=st.integers(0, 10**6),
@@ -161,12 +161,13 @@ def test_what_is_no_number_stays_one() -> None:
     assert np.isnan(measure_tile(replace(tile, source=source)).relative_error)
 
 
-def test_codes_are_counted() -> None:
-    tile = tile_of(7, 3, 32, 4, zeros=False, dtype="bf16", seed=2)
-    codes = unpack_from_int32(torch.from_numpy(tile.words), 4, torch.Size((7, 96)))
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_codes_are_counted(bits: int) -> None:
+    half, tile = 1 << (bits - 1), tile_of(7, 3, 32, bits, zeros=False, dtype="bf16", seed=2)
+    codes = unpack_from_int32(torch.from_numpy(tile.words), bits, torch.Size((7, 96)))
     found = measure_tile(tile)
     assert found.zero_codes == int((codes == 0).sum())
-    assert found.saturated_codes == int(((codes == -8) | (codes == 7)).sum())
+    assert found.saturated_codes == int(((codes == -half) | (codes == half - 1)).sum())
 
 
 @pytest.mark.parametrize("form", RECORDED)
