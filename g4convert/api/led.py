@@ -1,10 +1,10 @@
 """Runs what makes a calibration file in rank 0, while the other ranks take part in its pass for statistics."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from g4convert.conversion.ranks import ALONE, Ranks
-from g4convert.errors import G4Error, Interrupted
 from g4convert.progress import Progress
 
 T = TypeVar("T")
@@ -27,15 +27,8 @@ def run_led(ranks: Ranks, workers: int, progress: Progress, make: Callable[[Rank
     if not ranks.leads:
         from g4convert.calibration.record import assist  # noqa: PLC0415 -- brings torch and transformers
 
-        found: T = assist(ranks, workers)
-        return found
+        result: T = assist(ranks, workers)
+        return result
     if len(hosts) > 1:
         progress.say(f"calibration: rank 0 works alone, as the ranks are on {len(hosts)} hosts: {', '.join(hosts)}")
-    made: T | G4Error
-    try:
-        made = make(ranks if len(hosts) == 1 else ALONE)
-    except G4Error as error:
-        if isinstance(error, Interrupted) and ranks.world > 1:
-            raise  # others may be in the midst of a layer, and end with this process
-        made = error
-    return ranks.from_lead(made)
+    return ranks.lead(partial(make, ranks if len(hosts) == 1 else ALONE))

@@ -9,6 +9,7 @@ shards       Finds the weight files, and compares index and shards
 directory    Opens a checkpoint directory: config, tensors, byte ranges
 beside       Decides which files beside the weights are carried over
 record       Reads an output's g4convert.json
+output_names Names the other files of an output that are not side files
 patterns     Matches names of files against `--carry` and `--leave`
 not_a_model  Diagnoses a directory without weights, and finds two copies of one model
 gguf         Reads a GGUF file of float32 tensors

@@ -15,6 +15,7 @@ resume            Checks the finished units of a stopped run against their check
 lock              Lets one run at a time write an output
 held              Says which conversion an output directory holds
 staging           Makes OUT.partial, reopens it, and renames it to OUT
+staging_checks    Checks that OUT and OUT.partial may be written and replaced
 ranks             Shares one output between processes under torchrun
 identity          Identifies the model that a file was made for
 pictures          Holds the pictures in rows of token ids, as patches

@@ -25,19 +25,19 @@ def check_inputs(output: Path, written: Sequence[Path], checkpoint: Checkpoint, 
         UsageError: one of them is, holds or lies in one of the others; names both.
     """
     source, another = checkpoint.path.resolve(), "give -o another directory"
-    linked, read = [*_linked(checkpoint)], [*files]
+    linked, read = [*_linked_files(checkpoint)], [*files]
     for path in written:
         named, place = output if path == written[0] else path, Path(os.path.realpath(path))
         if is_same(source, place):
             raise UsageError(f"{named}: is the source", hint=another)
-        if _holds(source, place) or _holds(place, source):
+        if _contains(source, place) or _contains(place, source):
             raise UsageError(f"{named}: lies in the source, or the source in it", hint=another)
         for file in (*linked, *read):
-            if _holds(place, Path(os.path.realpath(file))):
+            if _contains(place, Path(os.path.realpath(file))):
                 raise UsageError(f"{file}: lies in {named}, which the run would replace or delete", hint=another)
 
 
-def _linked(checkpoint: Checkpoint) -> Iterator[Path]:
+def _linked_files(checkpoint: Checkpoint) -> Iterator[Path]:
     """Yield the source's files that lie elsewhere: links, and files in directories that are links."""
     root = os.path.realpath(checkpoint.path)
     for name in (*checkpoint.weight_files, *checkpoint.side_files):
@@ -45,14 +45,14 @@ def _linked(checkpoint: Checkpoint) -> Iterator[Path]:
             yield checkpoint.path / name
 
 
-def _holds(above: Path, path: Path) -> bool:
+def _contains(above: Path, path: Path) -> bool:
     """Return whether `above` is `path` or a directory above it, also by another name (a bind mount)."""
-    return any(is_same(above, one) for one in (path, *path.parents))
+    return any(is_same(above, place) for place in (path, *path.parents))
 
 
-def is_same(one: Path, other: Path) -> bool:
+def is_same(path: Path, other: Path) -> bool:
     """Return whether two paths are the same file; where one is not there, whether they are equal."""
     try:
-        return one.samefile(other)
+        return path.samefile(other)
     except OSError:
-        return one == other
+        return path == other

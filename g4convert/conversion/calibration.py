@@ -41,9 +41,9 @@ class Calibration:
         if not path.exists():
             raise InputError(f"{path}: no such file", hint=_HINT)
         if is_gguf(path) and not plan.recipe.is_layered:
-            found = read_imatrix(path)
-            check_statistics(path, found, plan, checkpoint)
-            return cls(path, found.tokens, found.samples * found.length, found)
+            imatrix = read_imatrix(path)
+            check_statistics(path, imatrix, plan, checkpoint)
+            return cls(path, imatrix.tokens, imatrix.samples * imatrix.length, imatrix)
         file = CalibrationFile.load(path)
         if plan.recipe.is_layered or file.statistics is None:
             check_model(path, file.model, checkpoint)

@@ -80,7 +80,7 @@ class CalibrationFile:
         if metadata.get("version", _VERSION) not in {_VERSION, _WITH_PICTURES}:
             text = f"version {metadata['version']} of a calibration file, expected {_VERSION} or {_WITH_PICTURES}"
             raise InputError(f"{path}: {text}", hint=_HINT)
-        ids = _checked(path, arrays.pop(_IDS, None))
+        ids = _check_ids(path, arrays.pop(_IDS, None))
         try:
             pictures = Pictures.taken_from(arrays)
         except ValueError as error:
@@ -95,16 +95,16 @@ class CalibrationFile:
         try:
             model = Model.from_json(metadata["model"]) if "model" in metadata else None
             texts = json.loads(metadata["texts"]) if "texts" in metadata else None
-            inputs = dict(_inputs(arrays))
+            inputs = dict(_pair_inputs(arrays))
             texts = texts if isinstance(texts, dict) else None
-            found = cls(ids, metadata.get("tokenizer", ""), model, None, texts, metadata.get("request", ""), pictures)
-            kinds = found.kinds
+            content = cls(ids, metadata.get("tokenizer", ""), model, None, texts, metadata.get("request", ""), pictures)
+            kinds = content.kinds
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{path}: a calibration file of another form: {error}", hint=_HINT) from error
         if not inputs:
-            return found
-        counted = Statistics(inputs, model, "g4convert", found.hash, len(ids), ids.shape[1], kinds)
-        return replace(found, statistics=counted)
+            return content
+        statistics = Statistics(inputs, model, "g4convert", content.hash, len(ids), ids.shape[1], kinds)
+        return replace(content, statistics=statistics)
 
     def save(self, path: Path, *, overwrite: bool = True) -> None:
         """Write a file atomically: a kill leaves either the old file or the new one.
@@ -117,9 +117,9 @@ class CalibrationFile:
             UsageError: a file is there that may not be replaced.
         """
         arrays = {} if self.statistics is None else self.statistics.arrays()
-        shown = {} if self.pictures is None else self.pictures.arrays()
+        pictures = {} if self.pictures is None else self.pictures.arrays()
         facts = {
-            "version": _WITH_PICTURES if shown else _VERSION,
+            "version": _WITH_PICTURES if pictures else _VERSION,
             "sha256": self.hash,
             "tokenizer": self.tokenizer,
             "model": "" if self.model is None else self.model.to_json(),
@@ -127,15 +127,17 @@ class CalibrationFile:
             "texts": "" if self.texts is None else json.dumps(dict(self.texts), sort_keys=True),
             "request": self.request,
         }
-        stored = save({_IDS: self.ids, **shown, **arrays}, metadata={key: one for key, one in facts.items() if one})
+        stored = save(
+            {_IDS: self.ids, **pictures, **arrays}, metadata={key: value for key, value in facts.items() if value}
+        )
         # the user's ordinary file mode; save_file would let only the owner read it
-        write_whole(path, _in_one_order(stored), overwrite=overwrite)
+        write_whole(path, _sort_metadata(stored), overwrite=overwrite)
 
     @property
     def kinds(self) -> dict[str, int]:
         """Number of ids by kind of text; empty if unknown."""
-        found = (self.texts or {}).get("kinds")
-        return {str(kind): int(count) for kind, count in found.items()} if isinstance(found, dict) else {}
+        kinds = (self.texts or {}).get("kinds")
+        return {str(kind): int(count) for kind, count in kinds.items()} if isinstance(kinds, dict) else {}
 
     @property
     def hash(self) -> str:
@@ -162,7 +164,7 @@ def hash_of_tokens(ids: I32, pictures: Pictures | None) -> str:
     return digest.hexdigest()
 
 
-def _in_one_order(stored: bytes) -> bytes:
+def _sort_metadata(stored: bytes) -> bytes:
     """Return a safetensors file with its metadata in the order of the keys; the library's order varies."""
     end = _LENGTH + int.from_bytes(stored[:_LENGTH], "little")
     header = json.loads(stored[_LENGTH:end])
@@ -172,7 +174,7 @@ def _in_one_order(stored: bytes) -> bytes:
     return len(padded).to_bytes(_LENGTH, "little") + padded + stored[end:]
 
 
-def _checked(path: Path, ids: NDArray[Any] | None) -> I32:
+def _check_ids(path: Path, ids: NDArray[Any] | None) -> I32:
     """Return token ids, checked for dtype and shape."""
     if ids is None:
         raise InputError(f"{path}: not a calibration file: it has no token ids", hint=_HINT)
@@ -183,8 +185,8 @@ def _checked(path: Path, ids: NDArray[Any] | None) -> I32:
     return np.ascontiguousarray(ids)
 
 
-def _inputs(arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, InputStatistics]]:
-    """Pairs of tensors by module.
+def _pair_inputs(arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, InputStatistics]]:
+    """Yield the input statistics by module, each made of two tensors.
 
     Raises:
         ValueError: a tensor of another dtype or shape, alone, or with a number that cannot be.

@@ -18,7 +18,7 @@ from g4convert.planning.sizes import packed_as
 from g4convert.printable import printable, printable_lines
 from g4convert.quantities import plural
 
-_MOST_CARD = 1 << 20
+_MAX_CARD_BYTES = 1 << 20
 """Largest model card of a source that is read, in bytes."""
 
 
@@ -36,21 +36,21 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
         refused: verdicts of the engines that cannot load the output on one GPU.
     """
     bits = sorted({step.packing.num_bits for step in plan.quantized})
-    tags = ["gemma4", *(["compressed-tensors"] if bits else []), *(f"w{one}a16" for one in bits), "g4convert"]
+    tags = ["gemma4", *(["compressed-tensors"] if bits else []), *(f"w{num_bits}a16" for num_bits in bits), "g4convert"]
     lines = [
         "---",
         *([f"base_model: {source.name}"] if source.revision else []),
         *(["base_model_relation: quantized"] if source.revision and plan.quantized else []),
-        *_license(source),
+        *_license_lines(source),
         "library_name: transformers",
         f"tags: [{', '.join(tags)}]",
         "---",
         "",
         f"# {output_name}",
         "",
-        *_what(plan, source),
+        *_origin_lines(plan, source),
         "",
-        *_served(plan, output_name, refused),
+        *_serving_lines(plan, output_name, refused),
         "",
         "## How",
         "",
@@ -60,8 +60,8 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
         *printable_lines(yaml.safe_dump(recipe.settings(), sort_keys=False, default_flow_style=None)).splitlines(),
         "```",
         "",
-        *(_cost(summary) if plan.quantized else ()),
-        *_calibrated(summary),
+        *(_cost_section(summary) if plan.quantized else ()),
+        *_calibration_section(summary),
         "## What stayed",
         "",
         "| role | tensors | bytes | why |",
@@ -73,39 +73,39 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
     return "".join(f"{printable(line)}\n" for line in lines)  # names from outside cannot forge a line
 
 
-def _license(source: Source) -> Iterable[str]:
+def _license_lines(source: Source) -> Iterable[str]:
     """Yield the lines of the source's model card that say under which license it is."""
     path = source.path / "README.md"
     try:
-        head = read_text(path, _MOST_CARD).split("\n---", 1)[0].removeprefix("---\n") if path.is_file() else ""
-        said = parse(head)
+        head = read_text(path, _MAX_CARD_BYTES).split("\n---", 1)[0].removeprefix("---\n") if path.is_file() else ""
+        front_matter = parse(head)
     except (OSError, ValueError, yaml.YAMLError):
         return
     for key in ("license", "license_name", "license_link"):
-        if isinstance(said, Mapping) and isinstance(value := said.get(key), str):
+        if isinstance(front_matter, Mapping) and isinstance(value := front_matter.get(key), str):
             yield yaml.safe_dump({key: printable(value)}, width=10_000, allow_unicode=True).rstrip("\n")
 
 
-def _what(plan: Plan, source: Source) -> Iterable[str]:
+def _origin_lines(plan: Plan, source: Source) -> Iterable[str]:
     """Yield lines that name the source and the format."""
-    made = f"`{source.name}` by g4convert {__version__}"
+    origin = f"`{source.name}` by g4convert {__version__}"
     if not plan.quantized:
-        return (f"{plan.architecture.family}, from {made}: no weight is quantized.",)
+        return (f"{plan.architecture.family}, from {origin}: no weight is quantized.",)
     return (
-        f"{plan.architecture.family}, quantized from {made}:",
+        f"{plan.architecture.family}, quantized from {origin}:",
         f"weights in {packed_as(plan)} (compressed-tensors, pack-quantized),",
         "activations untouched.",
     )
 
 
-def _served(plan: Plan, output_name: str, refused: Iterable[Verdict]) -> Iterable[str]:
+def _serving_lines(plan: Plan, output_name: str, refused: Iterable[Verdict]) -> Iterable[str]:
     """Return the command that serves the output, or a line that vLLM does not load it."""
-    if labels := [one.label for one in refused if one.engine == "vllm"]:
+    if labels := [verdict.label for verdict in refused if verdict.engine == "vllm"]:
         return (f"{labels[0]} does not load it; `g4convert check {output_name}` says why.",)
     return ("    " + serve_command(output_name, drafter=plan.architecture.is_assistant),)
 
 
-def _cost(summary: Summary) -> Iterable[str]:
+def _cost_section(summary: Summary) -> Iterable[str]:
     """Return the section on sizes and rounding errors."""
     return (
         "## What it cost",
@@ -122,82 +122,89 @@ def _cost(summary: Summary) -> Iterable[str]:
     )
 
 
-def _calibrated(summary: Summary) -> Iterable[str]:
+def _calibration_section(summary: Summary) -> Iterable[str]:
     """Yield the section on a calibrated method's data and results."""
     if summary.calibration is None:
         return
-    used = summary.calibration
+    calibration = summary.calibration
     yield "## How it was calibrated"
     yield ""
-    yield from _weighted(used) if "ways" not in used else _layered(used)
-    if (met := used["coverage"]) is not None:
-        yield f"{met['experts']:,} experts met {met['median']:,} tokens in the median, {met['least']:,} at least."
+    yield from _imatrix_lines(calibration) if "ways" not in calibration else _layered_lines(calibration)
+    if (coverage := calibration["coverage"]) is not None:
+        median, least = coverage["median"], coverage["least"]
+        yield f"{coverage['experts']:,} experts met {median:,} tokens in the median, {least:,} at least."
         yield ""
-    if used["kinds"]:
-        kinds = ", ".join(f"{printable(kind)} {count:,}" for kind, count in used["kinds"].items())
+    if calibration["kinds"]:
+        kinds = ", ".join(f"{printable(kind)} {count:,}" for kind, count in calibration["kinds"].items())
         yield f"Ids by kind of text: {kinds}."
         yield ""
-    if "pictures" in used:
-        samples = f"{used['samples_with_pictures']:,} of {used['samples']:,} samples"
-        alone = "; scales were trained on the others" if "training" in used else ""
-        yield f"{plural(used['pictures'], 'picture')} in {samples}{alone}."
+    if "pictures" in calibration:
+        samples = f"{calibration['samples_with_pictures']:,} of {calibration['samples']:,} samples"
+        training = "; scales were trained on the others" if "training" in calibration else ""
+        yield f"{plural(calibration['pictures'], 'picture')} in {samples}{training}."
         yield ""
 
 
-def _layered(used: Mapping[str, Any]) -> Iterable[str]:
+def _layered_lines(calibration: Mapping[str, Any]) -> Iterable[str]:
     """Yield lines on the data of methods gptq and best, and on the ways of rounding that were taken."""
-    yield f"On {used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`),"
+    yield f"On {_describe_samples(calibration)},"
     yield "layer by layer, each on what the quantized layers before it give. A weight was rounded in three ways, and"
-    yield f"the one with the least error in its output on held-out rows ({used['judged_on']} samples) was taken."
+    yield f"the one with the least error in its output on held-out rows ({calibration['judged_on']} samples) was taken."
     yield ""
     yield "| way | taken for | mean relative output error |"
     yield "|---|---:|---:|"
-    for way, count in used["ways"].items():
-        error = used["output_error"][way]
+    for way, count in calibration["ways"].items():
+        error = calibration["output_error"][way]
         yield f"| {way.replace('_', '-')} | {count:,} | {'-' if error is None else f'{error:.5f}'} |"
     yield ""
-    yield from _trained(used)
-    if used["without_tokens"]:
-        yield f"{len(used['without_tokens']):,} weights of experts met no token of the data."
+    yield from _training_lines(calibration)
+    if calibration["without_tokens"]:
+        yield f"{len(calibration['without_tokens']):,} weights of experts met no token of the data."
         yield ""
-    if used["without_factor"]:
-        yield f"{len(used['without_factor']):,} weights had inputs that GPTQ cannot use."
+    if calibration["without_factor"]:
+        yield f"{len(calibration['without_factor']):,} weights had inputs that GPTQ cannot use."
         yield ""
 
 
-def _trained(used: Mapping[str, Any]) -> Iterable[str]:
+def _training_lines(calibration: Mapping[str, Any]) -> Iterable[str]:
     """Yield lines on the gain from training the scales; none if the method does not train."""
-    gained = used.get("scales")
-    if gained is None:
+    gain = calibration.get("scales")
+    if gain is None:
         return
-    kl, share = gained["kl"], gained["share"]
+    kl, share = gain["kl"], gain["share"]
     yield "The scales were then trained on the same samples, codes fixed, by the KL of the model's next token from the"
-    yield f"original's. On {gained['held_out']:,} samples held out from it, this KL is, by the part of the way:"
+    yield f"original's. On {gain['held_out']:,} samples held out from it, this KL is, by the part of the way:"
     yield ""
     yield f"| {' | '.join(f'{part} (before)' if part == '0' else part for part in kl)} |"
     yield f"|{'---|' * len(kl)}"
-    yield f"| {' | '.join(f'{one:.5f}' for one in kl.values())} |"
+    yield f"| {' | '.join(f'{value:.5f}' for value in kl.values())} |"
     yield ""
     yield f"Taken: {share:g}." if share else "Taken: 0, the scales from before the training, which gained nothing."
     yield ""
 
 
-def _weighted(used: Mapping[str, Any]) -> Iterable[str]:
+def _imatrix_lines(calibration: Mapping[str, Any]) -> Iterable[str]:
     """Yield lines on the data of method imatrix."""
-    given = f"{used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`)"
-    source = "On" if used["origin"] == "g4convert" else f"By an imatrix of {used['origin']}, over"
-    yield f"{source} {given}: the error of"
-    yield f"{used['weighted']:,} weights counts by the mean square of their inputs (sha256 `{used['statistics']}`)."
+    source = "On" if calibration["origin"] == "g4convert" else f"By an imatrix of {calibration['origin']}, over"
+    yield f"{source} {_describe_samples(calibration)}: the error of"
+    weights, statistics = calibration["weighted"], calibration["statistics"]
+    yield f"{weights:,} weights counts by the mean square of their inputs (sha256 `{statistics}`)."
     yield ""
-    if used["data_free"]:
-        yield f"{len(used['data_free']):,} weights outside of the decoder were rounded without data."
+    if calibration["data_free"]:
+        yield f"{len(calibration['data_free']):,} weights outside of the decoder were rounded without data."
         yield ""
-    if used["experts_without_tokens"]:
-        yield f"{len(used['experts_without_tokens']):,} experts met no token: they have the mean of their layer."
+    if calibration["experts_without_tokens"]:
+        yield f"{len(calibration['experts_without_tokens']):,} experts met no token: they have the mean of their layer."
         yield ""
-    if used["experts_with_few_tokens"]:
-        yield f"{len(used['experts_with_few_tokens']):,} experts met few tokens and lean on the mean of their layer."
+    if calibration["experts_with_few_tokens"]:
+        few = len(calibration["experts_with_few_tokens"])
+        yield f"{few:,} experts met few tokens and lean on the mean of their layer."
         yield ""
+
+
+def _describe_samples(calibration: Mapping[str, Any]) -> str:
+    samples, length, tokens = (calibration[key] for key in ("samples", "length", "tokens"))
+    return f"{samples:,} samples of {length:,} tokens (sha256 `{tokens}`)"
 
 
 def _error_table(rows: Iterable[ErrorRow]) -> Iterable[str]:

@@ -45,7 +45,7 @@ def _check(drop: Drop, checkpoint: Checkpoint, reader: Reader) -> Iterable[str]:
     stored = checkpoint.tensors[drop.source.name]
     if drop.must_equal == _ONES:
         ones = _ONE.get(drop.source.dtype, b"") * drop.source.numel
-        if _bytes(stored, reader, 0, drop.source.nbytes) != ones:
+        if _read(stored, reader, 0, drop.source.nbytes) != ones:
             yield f"{drop.source.name}: has values other than 1, but this norm has no weight in Gemma 4"
     elif drop.must_equal == _ZEROS:
         if not all_zero(stored, reader):
@@ -56,7 +56,7 @@ def _check(drop: Drop, checkpoint: Checkpoint, reader: Reader) -> Iterable[str]:
 
 def all_zero(stored: StoredTensor, reader: Reader) -> bool:
     """Return whether all values of a small tensor are 0."""
-    return not any(_bytes(stored, reader, 0, stored.info.nbytes))
+    return not any(_read(stored, reader, 0, stored.info.nbytes))
 
 
 def same_values(one: StoredTensor, other: StoredTensor, reader: Reader) -> bool:
@@ -68,20 +68,20 @@ def same_values(one: StoredTensor, other: StoredTensor, reader: Reader) -> bool:
         return False
     size, times = narrow.info.nbytes, wide.info.nbytes // max(narrow.info.nbytes, 1)
     return all(
-        _widened(_bytes(narrow, reader, at, length), times) == _bytes(wide, reader, at * times, length * times)
-        for at in range(0, size, _BLOCK)
-        for length in (min(_BLOCK, size - at),)
+        _widen(_read(narrow, reader, begin, length), times) == _read(wide, reader, begin * times, length * times)
+        for begin in range(0, size, _BLOCK)
+        for length in (min(_BLOCK, size - begin),)
     )
 
 
-def _widened(numbers: bytearray, times: int) -> bytearray:
+def _widen(numbers: bytearray, times: int) -> bytearray:
     """Return bf16 numbers as fp32: their bytes become the upper half, little-endian."""
     if times == 1:
         return numbers
-    found = bytearray(2 * len(numbers))
-    found[2::4], found[3::4] = numbers[0::2], numbers[1::2]
-    return found
+    wide = bytearray(2 * len(numbers))
+    wide[2::4], wide[3::4] = numbers[0::2], numbers[1::2]
+    return wide
 
 
-def _bytes(stored: StoredTensor, reader: Reader, begin: int, nbytes: int) -> bytearray:
+def _read(stored: StoredTensor, reader: Reader, begin: int, nbytes: int) -> bytearray:
     return reader.read(stored.file, stored.begin + begin, nbytes)

@@ -38,8 +38,8 @@ def fingerprint(
     """
     return {
         "g4convert": __version__,
-        "source": {**checkpoint.fingerprint(), **_stamps(checkpoint)},
-        "sample": sampled(checkpoint, reader),
+        "source": {**checkpoint.fingerprint(), **_stamp_side_files(checkpoint)},
+        "sample": sample_weights(checkpoint, reader),
         "recipe": recipe.settings(),
         "method": method,
         "units": len(units),
@@ -86,12 +86,12 @@ def check_unchanged(checkpoint: Checkpoint, reader: Reader) -> None:
 
 def _is_unchanged(directory: Path, file: WeightFile, reader: Reader) -> bool:
     with reader.opened(file.name) as fd:
-        found = os.fstat(fd)
+        opened = os.fstat(fd)
     try:
         named = (directory / file.name).stat()
     except FileNotFoundError:
-        named = found
-    return os.path.samestat(named, found) and (file.size, file.mtime_ns) == (found.st_size, found.st_mtime_ns)
+        named = opened
+    return os.path.samestat(named, opened) and (file.size, file.mtime_ns) == (opened.st_size, opened.st_mtime_ns)
 
 
 def changed_times(checkpoint: Checkpoint, sample: str) -> list[str]:
@@ -99,37 +99,37 @@ def changed_times(checkpoint: Checkpoint, sample: str) -> list[str]:
 
     Args:
         checkpoint: the source.
-        sample: what `sampled` returned at the start.
+        sample: what `sample_weights` returned at the start.
 
     Returns:
         Nothing, too, if the weights are others, by their sizes and the sample.
     """
     try:
-        found = {file: (checkpoint.path / file.name).stat() for file in checkpoint.files}
+        stats = {file: (checkpoint.path / file.name).stat() for file in checkpoint.files}
         with Reader(checkpoint.path, checkpoint.weight_files) as reader:  # by name: a file may have been replaced
-            same = sampled(checkpoint, reader) == sample
+            same = sample_weights(checkpoint, reader) == sample
     except (OSError, InputError):
         return []
-    if not same or any(file.size != stat.st_size for file, stat in found.items()):
+    if not same or any(file.size != stat.st_size for file, stat in stats.items()):
         return []
     return [
-        f"{file.name}: touch -d @{_seconds(file.mtime_ns)}, now it has @{_seconds(stat.st_mtime_ns)}"
-        for file, stat in found.items()
+        f"{file.name}: touch -d @{_format_seconds(file.mtime_ns)}, now it has @{_format_seconds(stat.st_mtime_ns)}"
+        for file, stat in stats.items()
         if file.mtime_ns != stat.st_mtime_ns
     ]
 
 
-def _seconds(nanoseconds: int) -> str:
+def _format_seconds(nanoseconds: int) -> str:
     return "{}.{:09}".format(*divmod(nanoseconds, 10**9))
 
 
-def _stamps(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+def _stamp_side_files(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
     """Return the size and modification time of every side file."""
-    found = {name: (checkpoint.path / name).stat() for name in checkpoint.side_files}
-    return {name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in found.items()}
+    stats = {name: (checkpoint.path / name).stat() for name in checkpoint.side_files}
+    return {name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in stats.items()}
 
 
-def sampled(checkpoint: Checkpoint, reader: Reader) -> str:
+def sample_weights(checkpoint: Checkpoint, reader: Reader) -> str:
     """Return a hash over the middle bytes of every tensor."""
     digest = xxh3_64()
     for _, stored in sorted(checkpoint.tensors.items()):

@@ -20,13 +20,13 @@ from g4convert.errors import G4Error, InputError
 
 
 def is_finished(
-    staging: Staging, made: Mapping[str, Any], source: Checkpoint, config: Mapping[str, Any], calibration: str
+    staging: Staging, expected: Mapping[str, Any], source: Checkpoint, config: Mapping[str, Any], calibration: str
 ) -> bool:
     """Return whether the output of a conversion already exists.
 
     Args:
         staging: its directories.
-        made: the version and the `source` and `recipe` entries of its g4convert.json.
+        expected: the version and the `source` and `recipe` entries of its g4convert.json.
         source: the checkpoint that is converted.
         config: its config.json.
         calibration: hash of the calibration file's ids; empty without one, also if it has yet to be made.
@@ -34,18 +34,18 @@ def is_finished(
     Raises:
         InputError: the output exists, but files were changed since; names all of them.
     """
-    said = record(staging.target)
-    if not said:
+    written = record(staging.target)
+    if not written:
         return False  # without a record the directory may hold anything, so it is not read further
     try:
         out = Checkpoint.open(staging.target)
     except G4Error:
         return False
-    if not out.tensors or any(said.get(key) != value for key, value in made.items()):
+    if not out.tensors or any(written.get(key) != value for key, value in expected.items()):
         return False
-    if calibration and calibration != _calibrated_on(said):
+    if calibration and calibration != _calibration_hash(written):
         return False
-    damaged = [*_damaged(out, source, part(said, "files"))]
+    damaged = [*_damaged_files(out, source, part(written, "files"))]
     if out.config_bytes != json_bytes(config):
         damaged.append(CONFIG)
     if damaged:
@@ -54,15 +54,17 @@ def is_finished(
     return True
 
 
-def _calibrated_on(said: Mapping[str, Any]) -> object:
+def _calibration_hash(written: Mapping[str, Any]) -> object:
     """Return the hash of the ids that an output was calibrated on, from its g4convert.json."""
-    return part(part(said, "result"), "calibration").get("tokens")
+    return part(part(written, "result"), "calibration").get("tokens")
 
 
-def _damaged(out: Checkpoint, source: Checkpoint, hashes: Mapping[str, Any]) -> Iterator[str]:
+def _damaged_files(out: Checkpoint, source: Checkpoint, hashes: Mapping[str, Any]) -> Iterator[str]:
     """Yield the shards and side files of `out` that changed since they were written."""
-    found = file_hashes(out.path, out.weight_files)
-    yield from {*hashes, *found} - {name for name, one in found.items() if part(hashes, name).get("xxh3_128") == one}
+    present_hashes = file_hashes(out.path, out.weight_files)
+    yield from {*hashes, *present_hashes} - {
+        name for name, digest in present_hashes.items() if part(hashes, name).get("xxh3_128") == digest
+    }
     carried = {name: carried_as(name) for name in source.side_files}
     present = [name for name, written in carried.items() if (out.path / written).is_file()]
     before = file_hashes(source.path, present)

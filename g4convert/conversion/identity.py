@@ -1,7 +1,7 @@
 """Identity of a model, stored in calibration files so that they are used only with the model they were made for.
 
 Models with the same config, tokenizer and weights are the same. Weights are compared by a sample, since the check runs
-before every conversion; see `fingerprint.sampled`.
+before every conversion; see `fingerprint.sample_weights`.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any, Final
 from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
-from g4convert.conversion.fingerprint import sampled
+from g4convert.conversion.fingerprint import sample_weights
 from g4convert.gemma4 import Architecture
 
 _NOT_OF_A_MODEL: Final = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version"})
-_SHOWN: Final = 12
+_DIGITS: Final = 12
 """Digits of a hash in a message."""
 
 
@@ -43,7 +43,7 @@ class Model:
         """Return the identity of an opened checkpoint."""
         config = {key: value for key, value in checkpoint.config.items() if key not in _NOT_OF_A_MODEL}
         with Reader(checkpoint.path, checkpoint.weight_files) as reader:
-            weights = sampled(checkpoint, reader)
+            weights = sample_weights(checkpoint, reader)
         return cls(
             _dims(Architecture.from_config(checkpoint.config)),
             sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
@@ -58,15 +58,15 @@ class Model:
         Raises:
             ValueError: `text` has another form.
         """
-        found = json.loads(text)
+        identity = json.loads(text)
         texts = ("config", "tokenizer", "weights")
-        if not isinstance(found, dict) or found.keys() != {"dims", *texts}:
+        if not isinstance(identity, dict) or identity.keys() != {"dims", *texts}:
             raise ValueError("identity of a model")
-        dims = found["dims"]
-        right = isinstance(dims, dict) and all(isinstance(one, int) for one in dims.values())
-        if not right or not all(isinstance(found[key], str) for key in texts):
+        dims = identity["dims"]
+        valid = isinstance(dims, dict) and all(isinstance(size, int) for size in dims.values())
+        if not valid or not all(isinstance(identity[key], str) for key in texts):
             raise ValueError("identity of a model")
-        return cls(**found)
+        return cls(**identity)
 
     def to_json(self) -> str:
         """Return the identity as JSON."""
@@ -85,9 +85,9 @@ class Model:
         ]
         yield from sizes
         for key, name in (("config", "config.json"), ("tokenizer", "tokenizer.json"), ("weights", "weights")):
-            own, its = getattr(self, key), getattr(other, key)
-            if own != its and not (sizes and key != "tokenizer"):
-                yield f"{name}: {_shown(own)}, expected {_shown(its)}"
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if mine != theirs and not (sizes and key != "tokenizer"):
+                yield f"{name}: {_describe_hash(mine)}, expected {_describe_hash(theirs)}"
 
 
 def hash_of_request(request: Mapping[str, Any]) -> str:
@@ -99,8 +99,8 @@ def hash_of_request(request: Mapping[str, Any]) -> str:
     return sha256(json.dumps({**request, "g4convert": __version__}, sort_keys=True).encode()).hexdigest()
 
 
-def _shown(digest: str) -> str:
-    return f"hash {digest[:_SHOWN]}" if digest else "none"
+def _describe_hash(digest: str) -> str:
+    return f"hash {digest[:_DIGITS]}" if digest else "none"
 
 
 def _dims(architecture: Architecture) -> dict[str, int]:

@@ -17,7 +17,7 @@ from g4convert.checkpoint.source import Source
 from g4convert.conversion.apart import check_inputs, is_same
 from g4convert.conversion.calibration import Calibration
 from g4convert.conversion.finished import is_finished
-from g4convert.conversion.side_files import check_side_files, made_like
+from g4convert.conversion.side_files import check_side_files, planned_record
 from g4convert.conversion.staging import Staging
 from g4convert.conversion.statistics import Statistics
 from g4convert.engines.verdicts import TENSOR_PARALLEL
@@ -67,7 +67,7 @@ class Job:
         """Files that are read beside the source: the calibration file that the user named, and those of the recipe."""
         named = map(Path, {self.recipe.name, *self.recipe.origins.values()})
         given = () if self.calibration is None else (self.calibration,)
-        return (*given, *sorted(one for one in named if one.is_file()))
+        return (*given, *sorted(path for path in named if path.is_file()))
 
     def check_place(self, staging: Staging, checkpoint: Checkpoint, made: Mapping[str, Any] | None = None) -> None:
         """Check that the output may be written, and that nothing that is read lies where the run writes or deletes.
@@ -84,7 +84,7 @@ class Job:
         beside = [own.with_name(f"{own.name}{end}") for end in (".partial", ".lock")]
         calibration = [own, *beside] if self.recipe.recipe.is_calibrated else []
         given = self.calibration
-        places = [*staging.places, *(one for one in calibration if given is None or not is_same(one, given))]
+        places = [*staging.places, *(path for path in calibration if given is None or not is_same(path, given))]
         check_inputs(self.output, places, checkpoint, self.files)
         staging.check(overwrite=self.overwrite, made=made)
 
@@ -130,18 +130,18 @@ def prepare(job: Job) -> Conversion:
     checkpoint = Checkpoint.open(job.source.path).choosing(carry=recipe.carry, leave=recipe.leave)
     plan = make_plan(checkpoint, recipe)
     _check_method(job, plan)
-    calibration = _calibration(job, plan, checkpoint)
+    calibration = _find_calibration(job, plan, checkpoint)
     outlook = Outlook.of(plan, (*TENSOR_PARALLEL, *job.tps))
     outlook.require_engines(plan.recipe, job.tps)
     layout = lay_out(plan)
     check_side_files(checkpoint)
     staging = Staging.of(job.output)
     config, units = output_config(checkpoint.config, plan, outlook.weights), make_units(plan, layout, checkpoint)
-    made = made_like(staging.target, job.recipe, job.source, checkpoint)
+    record = planned_record(staging.target, job.recipe, job.source, checkpoint)
     ids = calibration.hash if calibration else ""
-    done = not job.overwrite and is_finished(staging, made, checkpoint, config, ids)
+    done = not job.overwrite and is_finished(staging, record, checkpoint, config, ids)
     if not done:
-        job.check_place(staging, checkpoint, made)
+        job.check_place(staging, checkpoint, record)
     return Conversion(job, staging, checkpoint, plan, outlook, layout, config, units, calibration, done)
 
 
@@ -162,7 +162,7 @@ def _check_method(job: Job, plan: Plan) -> None:
         )
 
 
-def _calibration(job: Job, plan: Plan, checkpoint: Checkpoint) -> Calibration | None:
+def _find_calibration(job: Job, plan: Plan, checkpoint: Checkpoint) -> Calibration | None:
     """Return the calibration file; None for a method that looks at weights alone.
 
     A file that the user named must be there; the output's own is made later.

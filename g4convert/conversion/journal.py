@@ -21,15 +21,16 @@ from xxhash import xxh3_64_hexdigest
 
 from g4convert.checkpoint.files import open_regular
 from g4convert.checkpoint.naming import naming
+from g4convert.checkpoint.output_names import JOURNALS
 from g4convert.conversion.fingerprint import differences
 from g4convert.errors import InputError
 from g4convert.quantization import TileStats
 
 Fingerprint = Mapping[str, Any]
 
-_MOST: Final = 1 << 28
+_MAX_JOURNAL_BYTES: Final = 1 << 28
 """Largest size of a journal in bytes; a record takes a few hundred, for a unit of 16 MiB."""
-_NUMBERS: Final = len(fields(TileStats))
+_STATISTICS: Final = len(fields(TileStats))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Journal:
 
     def __init__(self, path: Path, fingerprint: Fingerprint) -> None:
         self._name = path.name
-        fresh = not path.exists() or _parse(_lines(path)[0]) is None
+        fresh = not path.exists() or _parse(_read_lines(path)[0]) is None
         self._file = path.open("w" if fresh else "a", encoding="ascii")
         try:
             if fresh:
@@ -78,7 +79,7 @@ class Journal:
 
     def replace(self, directory: Path) -> None:
         """Record that the run moves a directory away, to put the output in its place."""
-        self._write([json.dumps({"replaced": _stamp(directory)})])
+        self._write([json.dumps({"replaced": _identify(directory)})])
 
     def close(self) -> None:
         """Close the file."""
@@ -102,51 +103,53 @@ def read_done(directory: Path, fingerprint: Fingerprint) -> dict[int, Done]:
 
     Raises:
         InputError: the earlier run had another source, recipe or version (names every difference), or a journal is
-            no regular file or larger than `_MOST`.
+            no regular file or larger than `_MAX_JOURNAL_BYTES`.
     """
     done: dict[int, Done] = {}
-    for path in sorted(directory.glob("journal*.jsonl")):
-        lines = _lines(path)
+    for path in sorted(directory.glob(JOURNALS)):
+        lines = _read_lines(path)
         before = _parse(lines[0])
         if before is None:
             continue
-        found = [f"{at}: {then!r} then, {now!r} now" for at, then, now in differences(before, fingerprint)]
-        if found:
+        changes = [f"{key}: {then!r} then, {now!r} now" for key, then, now in differences(before, fingerprint)]
+        if changes:
             raise InputError(
                 f"{directory}: an unfinished run of something else",
-                offenders=found,
+                offenders=changes,
                 hint="--overwrite starts again; or finish it with the command it was started with",
             )
-        done |= filter(None, map(_finished, map(_parse, lines[1:])))
+        done |= filter(None, map(_parse_record, map(_parse, lines[1:])))
     return done
 
 
 def is_journal(path: Path) -> bool:
     """Return whether a file is a journal that a run began."""
     try:
-        return _parse(_lines(path)[0]) is not None
+        return _parse(_read_lines(path)[0]) is not None
     except InputError:
         return False
 
 
 def is_replaced(directory: Path, journals: Iterable[Path]) -> bool:
     """Return whether a journal says that its run moved a directory away, in which no name came or went since."""
-    said = {"replaced": _stamp(directory)} if directory.is_dir() and not directory.is_symlink() else None
-    return said is not None and any(said == _parse(line) for path in journals for line in _lines(path))
+    entry = {"replaced": _identify(directory)} if directory.is_dir() and not directory.is_symlink() else None
+    return entry is not None and any(entry == _parse(line) for path in journals for line in _read_lines(path))
 
 
-def _stamp(directory: Path) -> list[int]:
+def _identify(directory: Path) -> list[int]:
     """Return what stays when a directory is renamed: device, inode, and the time at which a name came or went."""
-    found = directory.stat()
-    return [found.st_dev, found.st_ino, found.st_mtime_ns]
+    status = directory.stat()
+    return [status.st_dev, status.st_ino, status.st_mtime_ns]
 
 
-def _lines(path: Path) -> list[bytes]:
+def _read_lines(path: Path) -> list[bytes]:
     """Return the lines of a journal, at least one."""
     with os.fdopen(open_regular(path, path.name), "rb") as file:
-        data = file.read(_MOST + 1)
-    if len(data) > _MOST:
-        raise InputError(f"{path}: over {_MOST >> 20} MiB, which no journal is", hint="--overwrite starts again")
+        data = file.read(_MAX_JOURNAL_BYTES + 1)
+    if len(data) > _MAX_JOURNAL_BYTES:
+        raise InputError(
+            f"{path}: over {_MAX_JOURNAL_BYTES >> 20} MiB, which no journal is", hint="--overwrite starts again"
+        )
     return data.split(b"\n")
 
 
@@ -162,7 +165,7 @@ def _parse(line: bytes) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _finished(record: Mapping[str, Any] | None) -> tuple[int, Done] | None:
+def _parse_record(record: Mapping[str, Any] | None) -> tuple[int, Done] | None:
     """Return a record's unit number and `Done`; None if its form is wrong, since a right hash can be forged."""
     match record:
         case {"unit": int(unit), "stats": [*stats], "checksum": str(checksum)} if unit >= 0 and all(
@@ -176,7 +179,7 @@ def _is_row(row: object) -> bool:
     """Return whether `row` is [step, *TileStats], followed by an object if the method calibrates."""
     match row:
         case [int(step), *rest]:
-            numbers, more = rest[:_NUMBERS], rest[_NUMBERS:]
-            counted = len(numbers) == _NUMBERS and all(isinstance(n, int | float) and isfinite(n) for n in numbers)
+            numbers, more = rest[:_STATISTICS], rest[_STATISTICS:]
+            counted = len(numbers) == _STATISTICS and all(isinstance(n, int | float) and isfinite(n) for n in numbers)
             return step >= 0 and counted and len(more) <= 1 and all(isinstance(one, dict) for one in more)
     return False

@@ -56,17 +56,17 @@ def read_imatrix(path: Path) -> Statistics:
     if file.values.get("general.type") != "imatrix":
         found = file.values.get("general.type", "missing")
         raise InputError(f"{path}: general.type is {str(found)[:80]}, expected imatrix", hint=_HINT)
-    wrong = [*_faults(file)]
+    wrong = [*_find_faults(file)]
     if wrong:
         raise InputError(f"{path}: not an importance matrix", offenders=wrong, hint=_HINT)
-    inputs = dict(_inputs(file))
+    inputs = dict(_convert_inputs(file))
     if not inputs:
         raise InputError(f"{path}: has none of the tensors of a Gemma 4 model, such as blk.0.attn_q", hint=_HINT)
-    chunks, length = (_number(file, f"imatrix.chunk_{what}") for what in ("count", "size"))
+    chunks, length = (_integer(file, f"imatrix.chunk_{what}") for what in ("count", "size"))
     return Statistics(inputs, None, "llama.cpp", sha256(path.read_bytes()).hexdigest(), chunks, length)
 
 
-def _faults(file: Gguf) -> Iterator[str]:
+def _find_faults(file: Gguf) -> Iterator[str]:
     """Yield every fault in a tensor that is used."""
     for name, sums in file.tensors.items():
         if not _NAME.fullmatch(name):
@@ -85,7 +85,7 @@ def _faults(file: Gguf) -> Iterator[str]:
             yield f"{base}: a count is negative or not finite"
 
 
-def _inputs(file: Gguf) -> Iterator[tuple[str, InputStatistics]]:
+def _convert_inputs(file: Gguf) -> Iterator[tuple[str, InputStatistics]]:
     """Yield the input statistics by module; skips modules without rows."""
     for name, sums in file.tensors.items():
         match = _NAME.fullmatch(name)
@@ -96,11 +96,14 @@ def _inputs(file: Gguf) -> Iterator[tuple[str, InputStatistics]]:
         mean = (sums.astype(np.float64) / np.maximum(counts, 1)[:, None]).astype(np.float32)
         mean[counts == 0] = 0
         if counts.any():
-            each = np.rint(counts).astype(np.int64)
-            yield module, InputStatistics(mean, each) if ".experts." in module else InputStatistics(mean[0], each[:1])
+            tokens = np.rint(counts).astype(np.int64)
+            yield (
+                module,
+                InputStatistics(mean, tokens) if ".experts." in module else InputStatistics(mean[0], tokens[:1]),
+            )
 
 
-def _number(file: Gguf, key: str) -> int:
+def _integer(file: Gguf, key: str) -> int:
     """Return an integer from the file's metadata; 0 if missing."""
-    found = file.values.get(key, 0)
-    return found if isinstance(found, int) else 0
+    value = file.values.get(key, 0)
+    return value if isinstance(value, int) else 0

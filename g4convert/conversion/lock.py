@@ -29,7 +29,7 @@ from g4convert.printable import printable
 from g4convert.refusals import refusal
 
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-_MOST: Final = 4096
+_MAX_LOCK_BYTES: Final = 4096
 """Largest number of bytes read from a lock file."""
 
 
@@ -56,11 +56,11 @@ class Lock:
         """
         try:
             make_directory(self.path.parent)
-            while not self._locked():
+            while not self._try_to_lock():
                 pass  # the file was removed between opening and locking: its owner has just finished
             self._write()
         except BlockingIOError as error:
-            raise self._refused(_owner(self.path), "wait until it is done, or stop it") from error
+            raise self._another_run(_describe_owner(self.path), "wait until it is done, or stop it") from error
         except OSError as error:
             hint = "give -o another directory"
             raise refusal(error, f"{self.path}: cannot be made", hint=hint) from error
@@ -72,7 +72,9 @@ class Lock:
             EnvironmentFault: the lock file is gone or belongs to another run.
         """
         if not _is_same(self._fd, self.path) or _read(self.path).get("run") != self.run:
-            raise self._refused(_owner(self.path), "nothing was renamed; look at what is beside it before you go on")
+            raise self._another_run(
+                _describe_owner(self.path), "nothing was renamed; look at what is beside it before you go on"
+            )
 
     def is_of(self, run: str) -> bool:
         """Return whether the lock file belongs to `run`; for ranks that do not hold the lock."""
@@ -101,7 +103,7 @@ class Lock:
         os.pwrite(self._fd, json.dumps(owner).encode() + b"\n", 0)
         os.fsync(self._fd)
 
-    def _locked(self) -> bool:
+    def _try_to_lock(self) -> bool:
         """Open and lock the file; return False if the path has meanwhile become another file."""
         fd, made = _open(self.path)
         try:
@@ -126,12 +128,12 @@ class Lock:
                 return
             if error.errno in _NO_LOCKS:
                 hint = f"this file system has no locks: delete {self.path} if that process is gone"
-                raise self._refused(_owner(self.path), hint) from error
+                raise self._another_run(_describe_owner(self.path), hint) from error
             if made:
                 self.path.unlink()
             raise refusal(error, f"{self.path}: cannot be locked") from error
 
-    def _refused(self, owner: str, hint: str) -> EnvironmentFault:
+    def _another_run(self, owner: str, hint: str) -> EnvironmentFault:
         return EnvironmentFault(f"{self.path.with_suffix('')}: another run writes it: {owner}", hint=hint)
 
 
@@ -142,16 +144,16 @@ def _open(path: Path) -> tuple[int, bool]:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644), True
     except FileExistsError:
         fd = os.open(path, flags | os.O_CREAT, 0o644)
-    if not stat.S_ISREG(os.fstat(fd).st_mode) or not _is_left(os.pread(fd, _MOST + 1, 0)):
+    if not stat.S_ISREG(os.fstat(fd).st_mode) or not _is_of_a_run(os.pread(fd, _MAX_LOCK_BYTES + 1, 0)):
         os.close(fd)
         text = f"{path}: no lock of a run has this name, and a run would write over it"
         raise InputError(text, hint="move it away, or give -o another name")
     return fd, False
 
 
-def _is_left(data: bytes) -> bool:
+def _is_of_a_run(data: bytes) -> bool:
     """Return whether a file is one that a run leaves: an owner's line, perhaps damaged, or nothing."""
-    return len(data) <= _MOST and (not data.strip(b"\0") or b'"pid"' in data or b'"run"' in data)
+    return len(data) <= _MAX_LOCK_BYTES and (not data.strip(b"\0") or b'"pid"' in data or b'"run"' in data)
 
 
 def _is_same(fd: int, path: Path) -> bool:
@@ -166,13 +168,13 @@ def _read(path: Path) -> Mapping[str, Any]:
     """Return the owner's record in the lock file; empty if there is none or it is not a JSON object."""
     try:
         with path.open("rb") as file:
-            found = json.loads(file.read(_MOST))
+            owner = json.loads(file.read(_MAX_LOCK_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return owner if isinstance(owner, dict) else {}
 
 
-def _owner(path: Path) -> str:
-    found = _read(path)
-    pid, host, since = (printable(str(found.get(key, "?")))[:80] for key in ("pid", "host", "since"))
+def _describe_owner(path: Path) -> str:
+    owner = _read(path)
+    pid, host, since = (printable(str(owner.get(key, "?")))[:80] for key in ("pid", "host", "since"))
     return f"process {pid} on {host}, since {since}"

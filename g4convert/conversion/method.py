@@ -22,8 +22,8 @@ from g4convert.tensors import DType
 LATTICE_SHARE = 0.99
 """Smallest share of sampled groups on a lattice for which `auto` takes `lattice`."""
 
-_LINEARS = 32
-_ROWS = 8
+_MAX_SAMPLED_LINEARS = 32
+_MAX_SAMPLED_ROWS = 8
 
 
 def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> MethodChoice:
@@ -39,23 +39,23 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> MethodChoice:
         return MethodChoice(Method(plan.recipe.method.value), "as asked")
     if not plan.quantized:
         return MethodChoice(Method.MSE, "nothing is packed")
-    if not _on_lattices(plan):
+    if not _lattice_candidates(plan):
         why = f"source not searched for the grid of a QAT, as that has {LATTICE_BITS} bits"
         return MethodChoice(Method.MSE, why, OnGrid(0.0, 0, 0))
-    found = _sampled(plan, checkpoint, reader)
-    method = Method.LATTICE if found.share >= LATTICE_SHARE else Method.MSE
+    on_grid = _sample(plan, checkpoint, reader)
+    method = Method.LATTICE if on_grid.share >= LATTICE_SHARE else Method.MSE
     trained = "trained" if method is Method.LATTICE else "not trained"
-    sample = f"a sample ({found.sampled} of {found.tensors} tensors)"
-    if found.sampled == found.tensors:
-        sample = plural(found.tensors, "tensor")
-    why = f"source {trained} for 4 bits (QAT): {found.share:.1%} of groups in {sample} lie on a 4-bit grid"
-    return MethodChoice(method, why, found)
+    sample = f"a sample ({on_grid.sampled} of {on_grid.tensors} tensors)"
+    if on_grid.sampled == on_grid.tensors:
+        sample = plural(on_grid.tensors, "tensor")
+    why = f"source {trained} for 4 bits (QAT): {on_grid.share:.1%} of groups in {sample} lie on a 4-bit grid"
+    return MethodChoice(method, why, on_grid)
 
 
 def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
-    if not _on_lattices(plan):
+    if not _lattice_candidates(plan):
         return
-    share = _sampled(plan, checkpoint, reader).share
+    share = _sample(plan, checkpoint, reader).share
     if share >= LATTICE_SHARE:
         raise UsageError(
             f"method {plan.recipe.method}: {share:.1%} of the source lies on the grid of its quantization-aware "
@@ -64,22 +64,25 @@ def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
         )
 
 
-def _sampled(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> OnGrid:
+def _sample(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> OnGrid:
     """Return the sample of the groups of all Linears."""
-    may_be = _on_lattices(plan)
-    shares = [_share(step, checkpoint, reader) for step in may_be[:: max(1, len(may_be) // _LINEARS)]]
-    return OnGrid(float(np.mean(shares)), len(shares), len(may_be))
+    candidates = _lattice_candidates(plan)
+    shares = [
+        _lattice_share(step, checkpoint, reader)
+        for step in candidates[:: max(1, len(candidates) // _MAX_SAMPLED_LINEARS)]
+    ]
+    return OnGrid(float(np.mean(shares)), len(shares), len(candidates))
 
 
-def _on_lattices(plan: Plan) -> tuple[Quantize, ...]:
+def _lattice_candidates(plan: Plan) -> tuple[Quantize, ...]:
     """Return the 4-bit weights that may lie on a training's grid; tables and head only if there are no others."""
     four = tuple(step for step in plan.quantized if step.packing.num_bits == LATTICE_BITS)
     return tuple(step for step in four if step.weight.role not in {*TABLES, Role.LM_HEAD}) or four
 
 
-def _share(step: Quantize, checkpoint: Checkpoint, reader: Reader) -> float:
+def _lattice_share(step: Quantize, checkpoint: Checkpoint, reader: Reader) -> float:
     n, k = step.weight.shape
-    rows = min(_ROWS, n)
+    rows = min(_MAX_SAMPLED_ROWS, n)
     stored = checkpoint.tensors[step.weight.segment.source]
     itemsize = step.weight.dtype.itemsize
     begin = stored.begin + step.weight.segment.begin + (n - rows) // 2 * k * itemsize

@@ -56,13 +56,13 @@ class Pictures:
     @classmethod
     def of(cls, by_row: Sequence[Sequence[Patches]]) -> "Pictures | None":
         """Return the pictures of all rows, given in the order of their placeholders; None if no row has any."""
-        found = [(row, one) for row, several in enumerate(by_row) for one in several]
-        if not found:
+        numbered = [(row, picture) for row, pictures in enumerate(by_row) for picture in pictures]
+        if not numbered:
             return None
         return cls(
-            np.concatenate([one.pixels for _, one in found]),
-            np.concatenate([one.positions for _, one in found]),
-            np.array([(row, len(one.pixels)) for row, one in found], np.int32),
+            np.concatenate([picture.pixels for _, picture in numbered]),
+            np.concatenate([picture.positions for _, picture in numbered]),
+            np.array([(row, len(picture.pixels)) for row, picture in numbered], np.int32),
         )
 
     @classmethod
@@ -85,8 +85,14 @@ class Pictures:
             or rows.shape != (len(rows), 2)
         ):
             raise ValueError("pictures of another form")
-        counts, at = rows[:, 1].astype(np.int64), rows[:, 0]
-        if not len(rows) or counts.min() < 1 or counts.sum() != len(pixels) or at[0] < 0 or (np.diff(at) < 0).any():
+        counts, in_row = rows[:, 1].astype(np.int64), rows[:, 0]
+        if (
+            not len(rows)
+            or counts.min() < 1
+            or counts.sum() != len(pixels)
+            or in_row[0] < 0
+            or (np.diff(in_row) < 0).any()
+        ):
             raise ValueError("pictures whose patches or rows cannot be")
         if positions.min() < 0:
             raise ValueError("pictures with negative positions")
@@ -117,11 +123,11 @@ class Pictures:
     def of_row(self, row: int) -> Iterator[tuple[U8, I32]]:
         """Yield pixels [p, v] and positions [p, 2] of each picture of a row, in order."""
         ends = np.cumsum(self.rows[:, 1], dtype=np.int64)
-        for (at, count), end in zip(self.rows, ends, strict=True):
-            if at == row:
+        for (number, count), end in zip(self.rows, ends, strict=True):
+            if number == row:
                 yield self.pixels[end - count : end], self.positions[end - count : end]
 
     def without(self, rows: Collection[int], samples: int) -> "Pictures | None":
         """Return the pictures of the other rows, which get the numbers that they have without `rows`."""
-        left = [row for row in range(samples) if row not in rows]
-        return Pictures.of([[Patches(*one, 0) for one in self.of_row(row)] for row in left])
+        remaining = [row for row in range(samples) if row not in rows]
+        return Pictures.of([[Patches(*picture, 0) for picture in self.of_row(row)] for row in remaining])

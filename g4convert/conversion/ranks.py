@@ -16,7 +16,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from g4convert.conversion.fingerprint import differences
-from g4convert.errors import EnvironmentFault, G4Error, UsageError
+from g4convert.errors import EnvironmentFault, G4Error, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class Ranks:
         from torch import distributed
 
         try:
-            _waited(lambda: distributed.init_process_group("gloo", timeout=_PATIENCE))
+            _call_in_thread(lambda: distributed.init_process_group("gloo", timeout=_PATIENCE))
         except (RuntimeError, ValueError) as error:
             raise EnvironmentFault(
                 f"torch.distributed: {_first_line(error)}",
@@ -71,9 +71,9 @@ class Ranks:
             from torch import distributed
 
             try:
-                _waited(lambda: distributed.broadcast_object_list(received, src=0))
+                _call_in_thread(lambda: distributed.broadcast_object_list(received, src=0))
             except RuntimeError as error:
-                raise self._lost(error) from error
+                raise self._lost_rank(error) from error
         if isinstance(received[0], G4Error):
             raise received[0]
         return received[0]  # type: ignore[return-value] # None is sent by the other ranks only
@@ -89,14 +89,14 @@ class Ranks:
             EnvironmentFault: a rank is gone.
         """
         lead, *others = self.gather(facts)
-        found = [
-            f"rank {rank}: {at} is {there!r}, in rank 0 {here!r}"
+        differing = [
+            f"rank {rank}: {key} is {value!r}, in rank 0 {lead_value!r}"
             for rank, other in enumerate(others, 1)
-            for at, here, there in differences(lead, other)
+            for key, lead_value, value in differences(lead, other)
         ]
-        if found:
+        if differing:
             hint = "start every rank with the same command, version and source"
-            raise UsageError("the ranks do not do the same", offenders=found, hint=hint)
+            raise UsageError("the ranks do not do the same", offenders=differing, hint=hint)
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all ranks, in every rank.
@@ -110,10 +110,26 @@ class Ranks:
 
         values: list[T | None] = [None] * self.world
         try:
-            _waited(lambda: distributed.all_gather_object(values, value))
+            _call_in_thread(lambda: distributed.all_gather_object(values, value))
         except RuntimeError as error:
-            raise self._lost(error) from error
+            raise self._lost_rank(error) from error
         return values  # type: ignore[return-value] # gathered from every rank
+
+    def lead(self, call: Callable[[], T]) -> T:
+        """Call a function in rank 0, and return its value in every rank; its error is raised in all.
+
+        Raises:
+            G4Error: the error of the call.
+            Interrupted: rank 0 was stopped; raised there at once, as the others may be in the midst of a layer, and
+                end with its process.
+            EnvironmentFault: a rank is gone.
+        """
+        if not self.leads:
+            return self.from_lead(None)
+        result = _catch(call)
+        if isinstance(result, Interrupted) and self.world > 1:
+            raise result
+        return self.from_lead(result)
 
     def together(self, call: Callable[[], T]) -> list[T]:
         """Call a function in every rank, and return all results in every rank; one rank's error is raised in all.
@@ -122,16 +138,11 @@ class Ranks:
             G4Error: the first error, by rank.
             EnvironmentFault: a rank is gone.
         """
-        mine: T | G4Error
-        try:
-            mine = call()
-        except G4Error as error:
-            mine = error
         results: list[T] = []
-        for found in self.gather(mine):
-            if isinstance(found, G4Error):
-                raise found
-            results.append(found)
+        for result in self.gather(_catch(call)):
+            if isinstance(result, G4Error):
+                raise result
+            results.append(result)
         return results
 
     def hosts(self) -> list[str]:
@@ -158,9 +169,9 @@ class Ranks:
 
         sent = values.contiguous().cpu()
         try:
-            _waited(lambda: distributed.broadcast(sent, src=owner))
+            _call_in_thread(lambda: distributed.broadcast(sent, src=owner))
         except RuntimeError as error:
-            raise self._lost(error) from error
+            raise self._lost_rank(error) from error
         if self.rank != owner:
             values.copy_(sent)
 
@@ -171,7 +182,7 @@ class Ranks:
 
             distributed.destroy_process_group()
 
-    def _lost(self, error: RuntimeError) -> EnvironmentFault:
+    def _lost_rank(self, error: RuntimeError) -> EnvironmentFault:
         return EnvironmentFault(
             f"rank {self.rank} of {self.world}: another rank is gone: {_first_line(error)}",
             hint="finished work is kept; the same command continues",
@@ -182,7 +193,15 @@ ALONE: Final = Ranks()
 """The rank of a process that no other shares its output with."""
 
 
-def _waited(call: Callable[[], object]) -> None:
+def _catch(call: Callable[[], T]) -> T | G4Error:
+    """Return the result of a call, or the error that it raised, to be sent to other ranks."""
+    try:
+        return call()
+    except G4Error as error:
+        return error
+
+
+def _call_in_thread(call: Callable[[], object]) -> None:
     """Run a call of torch.distributed in a thread: it may wait for days, and Python heeds no signal within it."""
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
 

@@ -15,7 +15,7 @@ from g4convert.planning.plan import Plan
 from g4convert.planning.sizes import RoleSize, role_sizes
 from g4convert.quantization import Method, Scheme, TileStats
 
-_NUMBERS = len(fields(TileStats))
+_STATISTICS = len(fields(TileStats))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +145,10 @@ class Summary:
             "bytes_after": self.after,
             "bits_per_weight": round(self.bits_per_weight, 4),
             "files": self.files,
-            "total": _row(self.total),
+            "total": _row_json(self.total),
             "mean_relative_error": self.total.relative_error,
-            "roles": [_row(row) for row in self.roles],
-            "worst": [_row(row) for row in self.worst],
+            "roles": [_row_json(row) for row in self.roles],
+            "worst": [_row_json(row) for row in self.worst],
             **({} if self.calibration is None else {"calibration": dict(self.calibration)}),
         }
 
@@ -158,7 +158,7 @@ def summarize(
     choice: MethodChoice,
     files: int,
     results: Mapping[int, Iterable[list[Any]]],
-    calibration: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None,
 ) -> Summary:
     """Return the summary of a conversion; adds up statistics in unit order, whichever worker did a unit.
 
@@ -168,12 +168,12 @@ def summarize(
         files: number of shards.
         results: for each unit, a row [index into `plan.quantized`, *TileStats] for each of its tiles; rows of a
             calibrated method have an object behind.
-        calibration: inputs and results of a calibrated method, as JSON.
+        calibration: inputs and results of a calibrated method, as JSON; None for other methods.
     """
     steps: dict[int, TileStats] = defaultdict(TileStats)
     for unit in sorted(results):
         for step, *numbers in results[unit]:
-            steps[step] += TileStats(*numbers[:_NUMBERS])
+            steps[step] += TileStats(*numbers[:_STATISTICS])
     roles: dict[str, list[ErrorRow]] = defaultdict(list)
     rows = []
     for number in sorted(steps):
@@ -199,7 +199,7 @@ def serve_command(output: str, *, drafter: bool) -> str:
     return f"vllm serve TARGET --speculative-config {quote(options)}"
 
 
-def _row(row: ErrorRow) -> dict[str, Any]:
+def _row_json(row: ErrorRow) -> dict[str, Any]:
     stats = row.stats
     codes = max(stats.weights, 1)
     return {

@@ -31,9 +31,9 @@ def check_sizes(directory: Path, layout: Layout) -> None:
     wrong = []
     for shard in layout.shards:
         path = directory / shard.file
-        found = path.stat().st_size if path.exists() else None
-        if found != shard.size:
-            wrong.append(f"{shard.file}: {'missing' if found is None else f'{found} bytes'}, expected {shard.size}")
+        size = path.stat().st_size if path.exists() else None
+        if size != shard.size:
+            wrong.append(f"{shard.file}: {'missing' if size is None else f'{size} bytes'}, expected {shard.size}")
     if wrong:
         raise InputError(
             f"{directory}: shards of an unfinished run are damaged", offenders=wrong, hint="--overwrite starts again"
@@ -44,24 +44,28 @@ def intact_units(
     done: Mapping[int, Done], units: tuple[Unit, ...], source: Reader, directory: Path, layout: Layout
 ) -> dict[int, Done]:
     """Return the finished units whose bytes are intact."""
-    known = {number: one for number, one in done.items() if number < len(units) and _is_of(one, units[number])}
+    matching = {
+        number: claim
+        for number, claim in done.items()
+        if number < len(units) and _has_statistics_of(claim, units[number])
+    }
     with (
         Reader(directory, (shard.file for shard in layout.shards)) as written,
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
     ):
-        check = partial(_is_sound, source=source, written=written)
-        right = pool.map(check, (units[number] for number in known), known.values())
-        return {number: one for (number, one), good in zip(known.items(), right, strict=True) if good}
+        check = partial(_is_intact, source=source, written=written)
+        intact = pool.map(check, (units[number] for number in matching), matching.values())
+        return {number: claim for (number, claim), is_intact in zip(matching.items(), intact, strict=True) if is_intact}
 
 
-def _is_of(done: Done, unit: Unit) -> bool:
+def _has_statistics_of(done: Done, unit: Unit) -> bool:
     """Return whether `done` has statistics of exactly the weights that `unit` quantizes."""
     return {row[0] for row in done.stats} == {task.step for task in unit if isinstance(task, QuantizeTask)}
 
 
-def _is_sound(unit: Unit, done: Done, *, source: Reader, written: Reader) -> bool:
+def _is_intact(unit: Unit, done: Done, *, source: Reader, written: Reader) -> bool:
     copies = (task for task in unit if isinstance(task, CopyTask))
-    return checksum(unit, written) == done.checksum and all(_is_copied(task, source, written) for task in copies)
+    return checksum(unit, written) == done.checksum and all(_is_true_copy(task, source, written) for task in copies)
 
 
 def checksum(unit: Unit, written: Reader) -> str:
@@ -79,10 +83,10 @@ def checksum(unit: Unit, written: Reader) -> str:
     return str(digest.hexdigest())
 
 
-def _is_copied(task: CopyTask, source: Reader, written: Reader) -> bool:
-    for at in range(0, task.nbytes, _BLOCK):
-        nbytes = min(_BLOCK, task.nbytes - at)
-        one = source.read(task.file, task.begin + at, nbytes)
-        if one != written.read(task.target_file, task.target_begin + at, nbytes):
+def _is_true_copy(task: CopyTask, source: Reader, written: Reader) -> bool:
+    for offset in range(0, task.nbytes, _BLOCK):
+        nbytes = min(_BLOCK, task.nbytes - offset)
+        original = source.read(task.file, task.begin + offset, nbytes)
+        if original != written.read(task.target_file, task.target_begin + offset, nbytes):
             return False
     return True

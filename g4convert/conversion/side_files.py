@@ -16,34 +16,32 @@ from typing import Any
 from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
+from g4convert.checkpoint.output_names import CARRIED_README, JOURNALS, README
 from g4convert.checkpoint.reader import Reader
-from g4convert.checkpoint.record import record
+from g4convert.checkpoint.record import RECORD, record
 from g4convert.checkpoint.source import Source
-from g4convert.conversion.fingerprint import sampled
+from g4convert.conversion.fingerprint import sample_weights
 from g4convert.conversion.result import Summary
-from g4convert.conversion.staging import JOURNALS
 from g4convert.conversion.writer import copy_file, write_file
 from g4convert.errors import InputError
 from g4convert.planning.layout import Layout
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe_files import Resolved
 
-_CARRIED_README = "README.source.md"
-"""Name of the source's own README in the output."""
-_WRITTEN = ("config.json", "model.safetensors.index.json", "g4convert.json", "README.md")
+_WRITTEN = ("config.json", "model.safetensors.index.json", RECORD, README)
 """Names of the files that every output has beside its shards and side files."""
 
 
 def carried_as(name: str) -> str:
     """Return a side file's name in the output."""
-    return _CARRIED_README if name == "README.md" else name
+    return CARRIED_README if name == README else name
 
 
 def check_side_files(checkpoint: Checkpoint) -> None:
     """Raise if a side file has the name of a journal, or both README.md and its new name are side files."""
     taken = [name for name in checkpoint.side_files if "/" not in name and fnmatch(name, JOURNALS)]
-    if {"README.md", _CARRIED_README} <= {*checkpoint.side_files}:
-        taken.append(_CARRIED_README)
+    if {README, CARRIED_README} <= {*checkpoint.side_files}:
+        taken.append(CARRIED_README)
     if taken:
         raise InputError(f"{', '.join(taken)}: a name that the output needs", hint="rename the file, or move it away")
 
@@ -78,7 +76,7 @@ def recipe_entry(recipe: Resolved) -> dict[str, Any]:
     return {"name": recipe_name(recipe), **recipe.settings()}
 
 
-def made_of(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+def source_and_recipe(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the `source` and `recipe` entries of g4convert.json."""
     files = {
         name: {key: value for key, value in stamp.items() if key != "mtime_ns"}
@@ -90,21 +88,21 @@ def made_of(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[st
     }
 
 
-def made_like(directory: Path, recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+def planned_record(directory: Path, recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return version, `source` and `recipe` entries, as the g4convert.json of an output would have them.
 
     A source that was trained further in its place has equal names and sizes. So the source's sample is there, too, if
     `directory` has a record with one, of a source that is the same otherwise: weights are read only then.
     """
-    made = {"g4convert": __version__, **made_of(recipe, source, checkpoint)}
-    said = {**part(record(directory), "source")}
-    if said.pop("sample", None) is not None and said == made["source"]:
+    entries = {"g4convert": __version__, **source_and_recipe(recipe, source, checkpoint)}
+    existing = {**part(record(directory), "source")}
+    if existing.pop("sample", None) is not None and existing == entries["source"]:
         with Reader(checkpoint.path, checkpoint.weight_files) as reader:
-            made["source"] = {**made["source"], "sample": sampled(checkpoint, reader)}
-    return made
+            entries["source"] = {**entries["source"], "sample": sample_weights(checkpoint, reader)}
+    return entries
 
 
-def provenance(  # noqa: PLR0913, PLR0917 - it tells of all of them
+def make_record(  # noqa: PLR0913, PLR0917 - it tells of all of them
     recipe: Resolved,
     source: Source,
     checkpoint: Checkpoint,
@@ -114,12 +112,12 @@ def provenance(  # noqa: PLR0913, PLR0917 - it tells of all of them
     sample: str,
 ) -> dict[str, Any]:
     """Return the content of g4convert.json: source, recipe, sizes, rounding errors, and hashes of the shards."""
-    made = made_of(recipe, source, checkpoint)
+    entries = source_and_recipe(recipe, source, checkpoint)
     return {
         "schema_version": 1,
         "g4convert": __version__,
-        **made,
-        "source": {**made["source"], "sample": sample},
+        **entries,
+        "source": {**entries["source"], "sample": sample},
         "family": plan.architecture.family,
         "dialects": [{"name": use.name, "tensors": use.count} for use in plan.inventory.dialects],
         "dropped": [{"name": drop.source.name, "reason": drop.reason} for drop in plan.dropped],

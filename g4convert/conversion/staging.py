@@ -8,8 +8,7 @@ deleted. What a kill leaves of all this, the next run does.
 
 import os
 import shutil
-import stat
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,22 +16,19 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from g4convert.conversion.held import describe_existing
+from g4convert.checkpoint.output_names import JOURNALS
 from g4convert.conversion.journal import Done, Journal, is_journal, is_replaced, read_done
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.resume import check_sizes
+from g4convert.conversion.staging_checks import check_name, check_partial, check_replaceable
 from g4convert.conversion.writer import ShardWriter, sync_directory, write_file
-from g4convert.errors import EnvironmentFault, InputError, UsageError
-from g4convert.places import check_above, holds_mount
+from g4convert.errors import EnvironmentFault, InputError
 from g4convert.planning.layout import Layout
-from g4convert.printable import printable
 from g4convert.quantities import size
 from g4convert.refusals import NO_ROOM, refusal
 
 STATES = "states"
 """Directory in OUT.partial that holds the hidden states between calibrated layers."""
-JOURNALS = "journal*.jsonl"
-"""Pattern of the journals' names in OUT.partial; no side file may match it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +78,11 @@ class Staging:
         """Return the path of a rank's journal."""
         return self.partial / (f"journal-{rank}.jsonl" if rank else "journal.jsonl")
 
+    @property
+    def journals(self) -> list[Path]:
+        """Journals in OUT, which got its name with them."""
+        return [path for path in self.target.glob(JOURNALS) if is_journal(path)]
+
     def check(self, *, overwrite: bool, made: Mapping[str, Any] | None = None) -> None:
         """Check that the output is new, empty, or a checkpoint that may be replaced.
 
@@ -92,36 +93,8 @@ class Staging:
         Raises:
             UsageError: the output is none of these, lies below a file, is a mount point, or is the current directory.
         """
-        target, another = self.target, "give -o another directory"
-        check_above(target)
-        if mounts := [str(path) for path in (target, self.partial, self.replaced) if holds_mount(path)]:
-            raise UsageError(
-                f"{mounts[0]}: is a mount point or has one in it, and cannot be renamed",
-                hint="give -o a directory in the mount",
-            )
-        if printable(target.name) != target.name:
-            raise UsageError(f"{printable(target.name)}: a name with control characters", hint=another)
-        if target == Path.cwd():
-            raise UsageError(
-                f"{self.output}: is the current directory, which a finished output would replace",
-                hint=f"cd .. and -o {target.name}, or give another directory",
-            )
-        self._check_place(overwrite=overwrite, made=made)
-
-    def _check_place(self, *, overwrite: bool, made: Mapping[str, Any] | None = None) -> None:
-        target, another = self.target, "give -o another directory"
-        if os.path.lexists(target) and not target.is_dir():  # also a link to itself
-            raise UsageError(f"{self.output}: is a file, expected a directory to make", hint=another)
-        if not target.is_dir() or not any(target.iterdir()):
-            return
-        if not overwrite:
-            text = f"not empty{describe_existing(target, made)}"
-            raise UsageError(f"{self.output}: {text}", hint=f"{another}, or --overwrite to replace this one")
-        if not (target / "config.json").is_file():
-            text = "not empty, and holds no config.json: not a checkpoint, so not overwritten"
-            raise UsageError(f"{self.output}: {text}", hint=another)
-        if self.replaced.exists() and not is_replaced(self.replaced, self._journals):
-            raise UsageError(f"{self.replaced}: is there, the old output would go there first", hint="move it away")
+        check_name(self)
+        check_replaceable(self, overwrite=overwrite, made=made)
 
     def done(
         self, fingerprint: Mapping[str, Any], names: Collection[str], layout: Layout, *, overwrite: bool
@@ -141,33 +114,19 @@ class Staging:
         """
         if not os.path.lexists(self.partial):
             return None
-        ours = not self.partial.is_symlink() and any(self.partial.glob(JOURNALS))
+        has_journal = not self.partial.is_symlink() and any(self.partial.glob(JOURNALS))
         try:
-            self._check_only(names, ours=ours)
-            done = read_done(self.partial, fingerprint) if ours else None
+            check_partial(self.partial, names, STATES, has_journal=has_journal)
+            done = read_done(self.partial, fingerprint) if has_journal else None
             if done:
                 check_sizes(self.partial, layout)
         except InputError:
-            if not (ours and overwrite):
+            if not (has_journal and overwrite):
                 raise
             done = None
         if not done:
             _remove(self.partial)
         return done or None
-
-    def _check_only(self, names: Collection[str], *, ours: bool) -> None:
-        """Raise if OUT.partial holds a file that no run writes: it would become part of the output."""
-        if self.partial.is_symlink() or not self.partial.is_dir():
-            raise InputError(f"{self.partial}: is no directory that a run made", hint="move it away")
-        strays = sorted(_strays(self.partial, names))
-        if strays:
-            raise InputError(
-                f"{self.partial}: {len(strays)} files that the run did not write, or that have another name elsewhere",
-                offenders=strays,
-                hint="move them away; --overwrite starts a run again with all that lies there",
-            )
-        if not ours and any(self.partial.iterdir()):
-            raise InputError(f"{self.partial}: has no journal, so no run made it", hint="move it away")
 
     def make(self, layout: Layout, fingerprint: Mapping[str, Any], write_known: Callable[[Path], None]) -> None:
         """Make OUT.partial: the journal, preallocated shards, side files, config and index.
@@ -187,21 +146,21 @@ class Staging:
             partial.mkdir(parents=True)
         except OSError as error:
             raise refusal(error, f"{partial}: cannot be made", hint="give -o another directory") from error
-        made = False
+        is_made = False
         try:
             Journal(self.journal(), fingerprint).close()
             with ShardWriter(partial, layout, create=True) as writer:
                 writer.sync(shard.file for shard in layout.shards)
             write_known(partial)
             sync_directory(partial)
-            made = True
+            is_made = True
         except OSError as error:
             if error.errno in NO_ROOM:
                 need = sum(shard.size for shard in layout.shards)
                 raise refusal(error, f"{partial}: no room for {size(need)}") from error
             raise
         finally:
-            if not made:
+            if not is_made:
                 self.drop()
 
     def drop(self) -> None:
@@ -222,7 +181,7 @@ class Staging:
             UsageError: OUT is not empty and may not be replaced.
             EnvironmentFault: a directory cannot be renamed; says where the finished output is.
         """
-        self._check_place(overwrite=overwrite)
+        check_replaceable(self, overwrite=overwrite)
         for name, data in files.items():
             write_file(self.partial / name, data)
         for path in self.partial.glob(JOURNALS):
@@ -245,7 +204,7 @@ class Staging:
         Raises:
             EnvironmentFault: the old output or a journal cannot be moved away.
         """
-        journals = self._journals
+        journals = self.journals
         if is_replaced(self.replaced, journals):
             shutil.rmtree(self.deleted, ignore_errors=True)
             _rename(self.replaced, self.deleted, f"{self.output} is complete: delete the old output yourself")
@@ -255,14 +214,9 @@ class Staging:
             sync_directory(self.target)
         shutil.rmtree(self.deleted, ignore_errors=True)
 
-    @property
-    def _journals(self) -> list[Path]:
-        """Journals in OUT, which got its name with them."""
-        return [path for path in self.target.glob(JOURNALS) if is_journal(path)]
-
     def tidy(self) -> None:
         """Call `clear` for an output that is done, where a kill or a user's own rename left something to do."""
-        if self._journals or os.path.lexists(self.deleted):
+        if self.journals or os.path.lexists(self.deleted):
             with Lock(self.lock) as lock:
                 lock.take()
                 self.clear()
@@ -283,18 +237,3 @@ def _rename(directory: Path, name: Path, remedy: str) -> None:
         directory.rename(name)
     except OSError as error:
         raise EnvironmentFault(f"{directory}: cannot be renamed to {name}: {error.strerror}", hint=remedy) from error
-
-
-def _strays(directory: Path, names: Collection[str]) -> Iterator[str]:
-    """Yield each path that is neither in `names`, a journal nor a state file, or that is no regular file.
-
-    A file with several names (hard links) is one, too: a run that continues writes into its files.
-    """
-    for root, folders, files in os.walk(directory):
-        relative = Path(root).relative_to(directory)
-        for file in (*files, *(folder for folder in folders if Path(root, folder).is_symlink())):
-            name = (relative / file).as_posix()
-            known = name in names or fnmatch(name, JOURNALS) or relative == Path(STATES)
-            found = Path(root, file).lstat()
-            if not known or not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-                yield name

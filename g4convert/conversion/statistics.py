@@ -37,10 +37,10 @@ def source_of(path: str) -> str:
     Returns:
         For these examples `layers.3.mlp.gate_proj` and `layers.3.experts.down_proj`.
     """
-    one = Name(path)
-    owner, projection = one.cut()
-    if one.expert is not None:
-        owner = one.experts
+    name = Name(path)
+    owner, projection = name.cut()
+    if name.expert is not None:
+        owner = name.experts
     first = _SHARED.get(projection, projection)
     return f"{owner}.{first}" if owner else first
 
@@ -59,10 +59,10 @@ class InputStatistics:
 
     def of_expert(self, expert: int) -> F32:
         """Return E[x^2] of one expert, float32 [k], blended with the mean over all experts, weighted as 32 tokens."""
-        own, share = self.mean_square[expert].astype(np.float64), float(self.tokens[expert])
+        mean, share = self.mean_square[expert].astype(np.float64), float(self.tokens[expert])
         whole = max(int(self.tokens.sum()), 1)
         prior = (self.tokens[:, None] * self.mean_square.astype(np.float64)).sum(axis=0) / whole
-        blended: F32 = ((share * own + FEW * prior) / (share + FEW)).astype(np.float32)
+        blended: F32 = ((share * mean + FEW * prior) / (share + FEW)).astype(np.float32)
         return blended
 
 
@@ -85,10 +85,10 @@ class Coverage:
     median: int
 
     @classmethod
-    def of(cls, met: I64) -> "Coverage":
+    def of(cls, tokens: I64) -> "Coverage":
         """Return the coverage of token counts by expert, int64 [experts]."""
-        without, few = int((met == 0).sum()), int(((met > 0) & (met < FEW)).sum())
-        return cls(len(met), without, few, int(met.min()), int(np.median(met)))
+        without, few = int((tokens == 0).sum()), int(((tokens > 0) & (tokens < FEW)).sum())
+        return cls(len(tokens), without, few, int(tokens.min()), int(np.median(tokens)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,8 @@ class Statistics:
         Raises:
             KeyError: there are no statistics of this Linear.
         """
-        found, expert = self.inputs[source_of(path)], Name(path).expert
-        return found.mean_square if expert is None else found.of_expert(expert)
+        statistics, expert = self.inputs[source_of(path)], Name(path).expert
+        return statistics.mean_square if expert is None else statistics.of_expert(expert)
 
     @property
     def hash(self) -> str:
@@ -133,8 +133,8 @@ class Statistics:
     @property
     def coverage(self) -> Coverage | None:
         """Distribution of tokens over all experts; None for a model without experts."""
-        each = [inputs.tokens for inputs in self._experts.values()]
-        return Coverage.of(np.concatenate(each)) if each else None
+        counts = [inputs.tokens for inputs in self._experts.values()]
+        return Coverage.of(np.concatenate(counts)) if counts else None
 
     @property
     def _experts(self) -> Mapping[str, "InputStatistics"]:
@@ -155,10 +155,10 @@ class Statistics:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the tensors of a calibration file: `MODULE.mean_square` and `MODULE.tokens`."""
-        found: dict[str, NDArray[Any]] = {}
+        arrays: dict[str, NDArray[Any]] = {}
         for name in sorted(self.inputs):
-            found[name + MEAN_SQUARE], found[name + TOKENS] = self.inputs[name].mean_square, self.inputs[name].tokens
-        return found
+            arrays[name + MEAN_SQUARE], arrays[name + TOKENS] = self.inputs[name].mean_square, self.inputs[name].tokens
+        return arrays
 
 
 def hash_of(arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -56,7 +56,7 @@ def run_units(  # noqa: PLR0913, PLR0917 -- the work, its places, and who is tol
     schemes: Schemes,
     workers: Iterable[Callable[[], Tiles]],
     progress: Progress,
-    written: Callable[[], object] = lambda: None,
+    on_written: Callable[[], object],
 ) -> dict[int, list[Any]]:
     """Do the given units, one thread for each entry of `workers`.
 
@@ -66,7 +66,7 @@ def run_units(  # noqa: PLR0913, PLR0917 -- the work, its places, and who is tol
         schemes: gives each weight's scheme: bits, group size and method.
         workers: one function per worker, called in its thread, that makes the tile arithmetic.
         progress: receives every finished unit.
-        written: called when all units are written, before the last of them are synced.
+        on_written: called when all units are written, before the last of them are synced.
 
     Returns:
         Statistics of each unit, by number: a list of [step, *TileStats] for its quantize tasks.
@@ -87,12 +87,12 @@ def run_units(  # noqa: PLR0913, PLR0917 -- the work, its places, and who is tol
         try:
             threads += [pool.submit(_work, waiting, finished, stop, streams, schemes, make) for make in makers]
             synced = time.monotonic()
-            while wait(threads, _POLL_SECONDS, FIRST_EXCEPTION).not_done and not _failed(threads):
+            while wait(threads, _POLL_SECONDS, FIRST_EXCEPTION).not_done and not _any_failed(threads):
                 if finished.qsize() >= _MAX_PENDING or time.monotonic() - synced > _SYNC_SECONDS:
                     results |= _commit(finished, units, streams, progress)
                     synced = time.monotonic()
-            if not _failed(threads):
-                written()
+            if not _any_failed(threads):
+                on_written()
         except KeyboardInterrupt as error:
             raise Interrupted("stopped; finished work is kept", hint="the same command continues") from error
         finally:
@@ -104,7 +104,7 @@ def run_units(  # noqa: PLR0913, PLR0917 -- the work, its places, and who is tol
     return results
 
 
-def _failed(threads: Iterable[Future[None]]) -> bool:
+def _any_failed(threads: Iterable[Future[None]]) -> bool:
     return any(thread.done() and thread.exception() for thread in threads)
 
 
@@ -182,9 +182,9 @@ class _Worker:
         self._streams.writer.write(task.target_file, task.target_begin, moved.data)
 
     def _quantize(self, task: QuantizeTask, digest: xxh3_64) -> TileStats:
-        self._source = _at_least(self._source, task.nbytes)
-        self._packed = _at_least(self._packed, task.rows * task.packed_row // self._packed.itemsize)
-        self._scale = _at_least(self._scale, task.rows * task.groups)
+        self._source = _grow(self._source, task.nbytes)
+        self._packed = _grow(self._packed, task.rows * task.packed_row // self._packed.itemsize)
+        self._scale = _grow(self._scale, task.rows * task.groups)
         source = self._source[: task.nbytes]
         self._streams.reader.read_into(task.file, task.begin, source.data)
         rows = source.view(np.float32 if task.dtype is DType.F32 else np.uint16).reshape(task.rows, task.k)
@@ -194,21 +194,21 @@ class _Worker:
             scheme, squares = self._schemes(task.step)
             stats = self._tiles.quantize(rows, task.dtype, scheme, packed, scale, squares)
         except NonFiniteError as error:
-            raise self._named(error, task) from error
+            raise self._name_tensor(error, task) from error
         digest.update(packed.data)
         digest.update(scale.data)
         self._streams.writer.write(task.target_file, task.packed_begin, packed.data)
         self._streams.writer.write(task.target_file, task.scale_begin, scale.data)
         return stats
 
-    def _named(self, error: NonFiniteError, task: QuantizeTask) -> InputError:
+    def _name_tensor(self, error: NonFiniteError, task: QuantizeTask) -> InputError:
         """Return the error with the tensor's name and first bad index, which may lie in another worker's tile."""
         row, column = task.first_row + error.row, error.column
         stride = task.k * task.dtype.itemsize
         for first in range(0, task.first_row, task.rows):
             words = self._source[: min(task.rows, task.first_row - first) * stride]
             self._streams.reader.read_into(task.file, task.begin - (task.first_row - first) * stride, words.data)
-            places = np.flatnonzero(_not_finite(words, task.dtype))
+            places = np.flatnonzero(_mask_not_finite(words, task.dtype))
             if places.size:
                 row, column = first + int(places[0]) // task.k, int(places[0]) % task.k
                 break
@@ -218,12 +218,12 @@ class _Worker:
         )
 
 
-def _not_finite(source: NDArray[Any], dtype: DType) -> NDArray[np.bool_]:
+def _mask_not_finite(source: NDArray[Any], dtype: DType) -> NDArray[np.bool_]:
     """Return a mask of stored words that are NaN or infinite: all bits of the exponent are set."""
     words: NDArray[Any] = source.view(np.uint32 if dtype is DType.F32 else np.uint16)
-    found: NDArray[np.bool_] = (words & dtype.exponent) == dtype.exponent
-    return found
+    mask: NDArray[np.bool_] = (words & dtype.exponent) == dtype.exponent
+    return mask
 
 
-def _at_least(buffer: NDArray[Any], size: int) -> NDArray[Any]:
+def _grow(buffer: NDArray[Any], size: int) -> NDArray[Any]:
     return buffer if buffer.size >= size else np.empty(size, buffer.dtype)

@@ -39,7 +39,7 @@ class Weighting:
         """Return the weighting of a plan under the chosen method and statistics."""
         signed = plan.recipe.signed
         schemes = tuple(choice.scheme(step.packing, signed=signed) for step in plan.quantized)
-        return cls(schemes, {} if statistics is None else _paths(plan), statistics)
+        return cls(schemes, {} if statistics is None else _linear_paths(plan), statistics)
 
     def __call__(self, step: int) -> tuple[Scheme, F32 | None]:
         """Return a weight's scheme and E[x^2] of its inputs, [k]; outside the decoder `mse` replaces `imatrix`."""
@@ -53,15 +53,15 @@ class Weighting:
         """Return a report of the statistics as JSON; None for a method that reads weights alone."""
         if self.statistics is None:
             return None
-        used, few = self.statistics, self.statistics.experts_with(FEW - 1)
+        statistics, few = self.statistics, self.statistics.experts_with(FEW - 1)
         without, coverage = self.statistics.experts_with(0), self.statistics.coverage
         return {
-            "origin": used.origin,
-            "tokens": used.tokens,
-            "samples": used.samples,
-            "length": used.length,
-            "kinds": dict(used.kinds),
-            "statistics": used.hash,
+            "origin": statistics.origin,
+            "tokens": statistics.tokens,
+            "samples": statistics.samples,
+            "length": statistics.length,
+            "kinds": dict(statistics.kinds),
+            "statistics": statistics.hash,
             "weighted": len(self.paths),
             "data_free": [step.weight.module for i, step in enumerate(plan.quantized) if i not in self.paths],
             "experts_with_few_tokens": [name for name in few if name not in {*without}],
@@ -78,10 +78,10 @@ def read_statistics(path: Path) -> Statistics:
     """
     if is_gguf(path):
         return read_imatrix(path)
-    found = CalibrationFile.load(path).statistics
-    if found is None:
+    statistics = CalibrationFile.load(path).statistics
+    if statistics is None:
         raise InputError(f"{path}: token ids without statistics of the model's inputs", hint=_HINT)
-    return found
+    return statistics
 
 
 def check_statistics(path: Path, statistics: Statistics, plan: Plan, checkpoint: Checkpoint) -> None:
@@ -93,7 +93,7 @@ def check_statistics(path: Path, statistics: Statistics, plan: Plan, checkpoint:
     check_model(path, statistics.model, checkpoint)
     experts = plan.architecture.text.experts
     wrong = {}
-    for step, path_in in _paths(plan).items():
+    for step, path_in in _linear_paths(plan).items():
         k, module = plan.quantized[step].weight.shape[1], source_of(path_in)
         shape = (k,) if Name(path_in).expert is None or experts is None else (experts.count, k)
         inputs = statistics.inputs.get(module)
@@ -105,7 +105,7 @@ def check_statistics(path: Path, statistics: Statistics, plan: Plan, checkpoint:
         raise InputError(f"{path}: statistics do not fit the model", offenders=wrong.values(), hint=_HINT)
 
 
-def _paths(plan: Plan) -> Mapping[int, str]:
+def _linear_paths(plan: Plan) -> Mapping[int, str]:
     """Return the paths of the decoder's packed Linears (`layers.3.mlp.up_proj`), by index into `plan.quantized`."""
     linears = ((number, step.weight.module) for number, step in enumerate(plan.quantized) if step.weight.linear)
     paths = ((number, plan.inventory.architecture.decoder_path(module)) for number, module in linears)

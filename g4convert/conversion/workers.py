@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
-from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.planning.sizes import default_workers
 from g4convert.quantization import Tiles
+from g4convert.request import checked_device
 
 
 def workers_for(device: str, workers: int) -> list[Callable[[], Tiles]]:
@@ -23,15 +23,13 @@ def workers_for(device: str, workers: int) -> list[Callable[[], Tiles]]:
         from g4convert.quantization.tiles import CpuTiles
 
         return [CpuTiles] * (workers or default_workers())
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
-        raise UsageError(f"--device {device}: expected cpu, cuda or cuda:N")
+    checked_device(device)
     import torch
 
+    from g4convert.devices import torch_device
     from g4convert.quantization.torch_tiles import TorchTiles
 
-    count = torch.cuda.device_count()
-    if count <= int(number or 0):
-        raise EnvironmentFault(f"--device {device}: {count} CUDA devices found", hint="--device cpu does the same")
-    names = [device] if number else [f"cuda:{index}" for index in range(count)]
-    return [partial(TorchTiles, names[i % len(names)]) for i in range(workers or 2 * len(names))]
+    gpus = [torch_device(device)]
+    if device == "cuda":
+        gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [partial(TorchTiles, str(gpus[i % len(gpus)])) for i in range(workers or 2 * len(gpus))]

@@ -34,7 +34,7 @@ class ShardWriter(OpenFiles):
     def __init__(self, directory: Path, layout: Layout, *, create: bool) -> None:
         if create:
             for shard in layout.shards:
-                _make(directory / shard.file, shard.size)
+                _preallocate(directory / shard.file, shard.size)
         self._names = [shard.file for shard in layout.shards]
         super().__init__(directory, self._names, os.O_WRONLY)
         if create:
@@ -60,7 +60,7 @@ class ShardWriter(OpenFiles):
         in_kernel = True
         with self.opened(file) as target:
             while nbytes:
-                count = _copied(source, target, nbytes, source_begin, begin) if in_kernel else 0
+                count = _copy_in_kernel(source, target, nbytes, source_begin, begin) if in_kernel else 0
                 if not count:
                     in_kernel = False
                     data = os.pread(source, min(nbytes, _CHUNK), source_begin)
@@ -99,7 +99,7 @@ class ShardWriter(OpenFiles):
             return False
 
 
-def _copied(source: int, target: int, nbytes: int, source_begin: int, begin: int) -> int:
+def _copy_in_kernel(source: int, target: int, nbytes: int, source_begin: int, begin: int) -> int:
     """Copy inside the kernel; return the number of bytes copied, 0 if the file system refuses."""
     try:
         return os.copy_file_range(source, target, nbytes, source_begin, begin)
@@ -109,7 +109,7 @@ def _copied(source: int, target: int, nbytes: int, source_begin: int, begin: int
         return 0
 
 
-def _make(path: Path, size: int) -> None:
+def _preallocate(path: Path, size: int) -> None:
     """Make a file and preallocate `size` bytes for it."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_CREAT, 0o644)
     try:

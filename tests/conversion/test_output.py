@@ -160,7 +160,7 @@ def test_names_cannot_forge_a_line_of_the_card() -> None:
     forged = "x\n---\nlicense: forged\x1b[2J"
     snapshot = Source.at(Path("/hub", f"models--o--{forged}", "snapshots", "0" * 40))
     assert snapshot.revision is None
-    summary = summarize(plan := planned(FAMILIES["26B-A4B"]), MethodChoice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
+    summary = summarize(plan := planned(FAMILIES["26B-A4B"]), MethodChoice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]}, None)
     recipe = replace(load(), name=forged)
     card = model_card(plan, Source(snapshot.path, forged), recipe, forged, summary, refused=())
     assert not [line for line in card.splitlines() if line.startswith("license") or "\x1b" in line]
@@ -170,7 +170,7 @@ def test_names_cannot_forge_a_line_of_the_card() -> None:
 def test_a_snapshot_of_the_hub_is_named_as_the_base_model(made: Path, moe: Path) -> None:
     source = Source(moe, "google/gemma-4-26B-A4B-it", "0" * 40)
     plan = planned(FAMILIES["26B-A4B"])
-    summary = summarize(plan, MethodChoice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
+    summary = summarize(plan, MethodChoice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]}, None)
     card = model_card(plan, source, load(), "out", summary, refused=())
     head = yaml.safe_load(card.split("---")[1])
     assert (head["base_model"], head["base_model_relation"]) == ("google/gemma-4-26B-A4B-it", "quantized")
@@ -179,7 +179,7 @@ def test_a_snapshot_of_the_hub_is_named_as_the_base_model(made: Path, moe: Path)
 
 def test_the_card_has_the_license_of_the_source(made: Path, tmp_path: Path) -> None:
     plan = planned(FAMILIES["26B-A4B"])
-    summary = summarize(plan, MethodChoice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
+    summary = summarize(plan, MethodChoice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]}, None)
 
     def head(readme: bytes) -> dict[str, object]:
         (tmp_path / "README.md").write_bytes(readme)
@@ -238,8 +238,8 @@ def test_summaries_do_not_depend_on_the_order_of_units() -> None:
     results = {n: [[n % 7, 100, 10, 0.1 * n, 1.0 + n, n, n, 0, 0]] for n in range(20)}
     backwards = dict(sorted(results.items(), reverse=True))
     choice = MethodChoice(Method.MSE, "so")
-    assert summarize(plan, choice, 1, results) == summarize(plan, choice, 1, backwards)
-    summary = summarize(plan, choice, 3, results)
+    assert summarize(plan, choice, 1, results, None) == summarize(plan, choice, 1, backwards, None)
+    summary = summarize(plan, choice, 3, results, None)
     assert summary.total.stats.weights == 2000
     assert summary.total.stats.squared_error == pytest.approx(19.0)
     assert sum(row.stats.groups for row in summary.roles) == 200

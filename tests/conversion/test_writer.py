@@ -317,7 +317,7 @@ def alike(_: int) -> tuple[Scheme, None]:
 
 @pytest.mark.parametrize("workers", [1, 3, 50])
 def test_workers_do_every_unit_once(workers: int, streams: Streams, tmp_path: Path) -> None:
-    results = run_units(units(20), streams, alike, [Doubling] * workers, Progress())
+    results = run_units(units(20), streams, alike, [Doubling] * workers, Progress(), lambda: None)
     assert results == {n: [[n, 8, 1, 0.0, 0.0, 0, 0, 0, 0]] for n in range(20)}
     assert {n: one.stats for n, one in read_done(tmp_path / "out", FINGERPRINT).items()} == results
     written = (tmp_path / "out" / "a").read_bytes()
@@ -327,7 +327,7 @@ def test_workers_do_every_unit_once(workers: int, streams: Streams, tmp_path: Pa
 
 
 def test_nothing_to_do_is_done(streams: Streams) -> None:
-    assert run_units({}, streams, alike, [Doubling], Progress()) == {}
+    assert run_units({}, streams, alike, [Doubling], Progress(), lambda: None) == {}
 
 
 class Watching(Progress):
@@ -344,7 +344,7 @@ class Watching(Progress):
 
 def test_progress_is_told_of_every_source_byte(streams: Streams) -> None:
     watching = Watching()
-    run_units(units(20), streams, alike, [Doubling] * 2, watching)
+    run_units(units(20), streams, alike, [Doubling] * 2, watching, lambda: None)
     assert watching.seen == 20 * 116
 
 
@@ -354,7 +354,7 @@ def test_bytes_are_synced_before_they_are_journalled(streams: Streams, monkeypat
     monkeypatch.setattr(streams.writer, "sync", lambda files: (order.append("sync"), sync(files)))
     monkeypatch.setattr(streams.journal, "append", lambda records: (order.append("append"), append(records)))
     monkeypatch.setattr(stream, "_SYNC_SECONDS", 0.0)
-    run_units(units(20), streams, alike, [Doubling], Progress())
+    run_units(units(20), streams, alike, [Doubling], Progress(), lambda: None)
     assert order == ["sync", "append"] * (len(order) // 2)
 
 
@@ -376,7 +376,7 @@ def test_a_failing_worker_stops_the_others_and_keeps_what_is_done(
 ) -> None:
     monkeypatch.setattr(stream._Worker, "do", failing_at(7, error))  # noqa: SLF001 - as above
     with pytest.raises(type(error)):
-        run_units(units(20), streams, alike, [Doubling], Progress())
+        run_units(units(20), streams, alike, [Doubling], Progress(), lambda: None)
     assert read_done(tmp_path / "out", FINGERPRINT).keys() == set(range(7))
 
 
@@ -399,7 +399,7 @@ def test_the_first_index_is_named_though_a_later_tile_came_first(
         Journal(tmp_path / "journal.jsonl", FINGERPRINT) as journal,
         pytest.raises(InputError) as caught,
     ):
-        run_units({0: (task,)}, Streams(reader, shards, journal), alike, [CpuTiles], Progress())
+        run_units({0: (task,)}, Streams(reader, shards, journal), alike, [CpuTiles], Progress(), lambda: None)
     row, column = first or (195, 4)
     assert caught.value.message == f"linear.weight: [{row}, {column}] is NaN or infinite"
 
@@ -409,7 +409,7 @@ def test_a_worker_that_cannot_start_is_an_error(streams: Streams) -> None:
         raise OSError(errno.ENODEV, "no device")
 
     with pytest.raises(OSError, match="no device"):
-        run_units(units(5), streams, alike, [broken], Progress())
+        run_units(units(5), streams, alike, [broken], Progress(), lambda: None)
 
 
 def test_ctrl_c_keeps_what_is_done(streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,7 +427,7 @@ def test_ctrl_c_keeps_what_is_done(streams: Streams, tmp_path: Path, monkeypatch
     monkeypatch.setattr(stream, "_SYNC_SECONDS", 0.0)
     monkeypatch.setattr(stream, "_POLL_SECONDS", 0.005)
     with pytest.raises((Interrupted, KeyboardInterrupt)):
-        run_units(units(200), streams, alike, [Doubling], Interrupting())
+        run_units(units(200), streams, alike, [Doubling], Interrupting(), lambda: None)
     done = read_done(tmp_path / "out", FINGERPRINT)
     assert 0 < len(done) < 200
 
