@@ -59,10 +59,10 @@ def _loss(one: "MethodCost", *, estimated: bool = False) -> tuple[str, str]:
 
 def _outlook(kl: float) -> str:
     """Return what `verify` is expected to say by default of a mean KL: `fail`, `warn` or `pass`."""
-    from g4convert.verification.gates import WIDER, outlook
+    from g4convert.verification.gates import WIDER, expected_severity
     from g4convert.verification.profiles import load
 
-    return outlook(WIDER * kl, load(DEFAULTS.profile)).value
+    return expected_severity(WIDER * kl, load(DEFAULTS.profile)).value
 
 
 def _eight_alone(found: Sequence["MethodCost"]) -> str:

@@ -28,7 +28,7 @@ from g4convert.verification.labels import (
     SWAPPED,
     TITLES,
     UNTOLD,
-    by_kind,
+    group_by_kind,
 )
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _how(blamed: Mapping[str, Any], kind: str, *, brief: bool) -> str:
 def _blame(rows: Sequence[Mapping[str, Any]], *, brief: bool) -> Table:
     """Return a table of shares of the loss, rows grouped by kind; with `brief`, shares alone, of the costly."""
     cells: list[Sequence[str]] = []
-    for heading, alike in by_kind(row for row in rows if not brief or 100 * row["share"] >= _LEAST):
+    for heading, alike in group_by_kind(row for row in rows if not brief or 100 * row["share"] >= _LEAST):
         indent = "  " if heading else ""
         cells += [(heading, *[""] * 4)] if heading else []
         for row in alike[:_MOST]:

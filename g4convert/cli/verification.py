@@ -103,10 +103,10 @@ def store(source: Source, asked: "Request", how: PrintOptions, *, overwrite: boo
     if not is_kept:
         check_writable(path)
     checkpoint = original(source.path)
-    from g4convert.verification.logits.level import made_reference, store_reference  # brings torch and transformers
+    from g4convert.verification.logits.level import read_reference, store_reference  # brings torch and transformers
     from g4convert.verification.logits.scores import TopLogits
 
-    stored = made_reference(checkpoint, path, asked) if is_kept else None
+    stored = read_reference(checkpoint, path, asked) if is_kept else None
     done = {} if stored is None else {"already_done": True}
     if stored is None:
         with how.watched() as progress:

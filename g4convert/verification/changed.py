@@ -10,17 +10,17 @@ Stamps = Mapping[str, tuple[int, int, int]]
 """Inode, size and modification time (ns) of each file, by path."""
 
 
-def stamps(*places: Path | None) -> Stamps:
+def take_stamps(*places: Path | None) -> Stamps:
     """Return the stamps of files and of the files in directories; missing files get none.
 
     Args:
         places: directories, files, or None.
     """
-    paths = [path for place in places if place is not None for path in _files(place)]
-    return {str(path): found for path in paths if (found := _stamp(path)) is not None}
+    paths = [path for place in places if place is not None for path in _list_files(place)]
+    return {str(path): stamp for path in paths if (stamp := _stamp(path)) is not None}
 
 
-def changed(before: Stamps, after: Stamps) -> Iterator[Finding]:
+def find_changes(before: Stamps, after: Stamps) -> Iterator[Finding]:
     """Yield a finding for each file that appeared, vanished or was written.
 
     Args:
@@ -31,11 +31,11 @@ def changed(before: Stamps, after: Stamps) -> Iterator[Finding]:
         if before.get(name) != after.get(name):
             verb = "appeared" if name not in before else "vanished" if name not in after else "was written"
             remedy = "verify again when nothing writes it"
-            found = f"{verb} while it was verified"
-            yield Finding("static.changed", Severity.INCONCLUSIVE, Path(name).name, found, "no change", remedy)
+            words = f"{verb} while it was verified"
+            yield Finding("static.changed", Severity.INCONCLUSIVE, Path(name).name, words, "no change", remedy)
 
 
-def _files(place: Path) -> list[Path]:
+def _list_files(place: Path) -> list[Path]:
     if not place.is_dir():
         return [place]
     return [Path(entry.path) for entry in os.scandir(place) if entry.is_file()]
@@ -43,7 +43,7 @@ def _files(place: Path) -> list[Path]:
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -53,38 +53,42 @@ def judge(  # noqa: PLR0913 -- what was measured, what judges it, and three word
         dtype: dtype of the forwards, whose rounding is the floor.
     """
     code = f"{level}.{profile.compares}"
-    yield _finite(metrics, code, subject)
-    state = _floor(profile, floor, code, subject, dtype)
+    yield _finite_finding(metrics, code, subject)
+    state = _floor_finding(profile, floor, code, subject, dtype)
     yield state
-    nothing = all(math.isnan(_value(metrics, name)) for name in profile.thresholds)
+    nothing = all(math.isnan(_judged_value(metrics, name)) for name in profile.thresholds)
     for name, threshold in profile.thresholds.items():
-        value, noise = _value(metrics, name), _value(floor or {}, name)
+        value, noise = _judged_value(metrics, name), _judged_value(floor or {}, name)
         if math.isnan(value):
             severity = Severity.INFO if threshold.optional and not nothing else Severity.INCONCLUSIVE
             found = "not measured"
         else:
-            severity = _severity(value, threshold, noise)
+            severity = _rate(value, threshold, noise)
             if state.severity is Severity.INCONCLUSIVE and not _fails_anyway(value, threshold, noise):
                 severity = Severity.INCONCLUSIVE
-            words = _measured(metrics, name, value)
-            found = words if math.isnan(noise) else f"{words}, noise floor {_number((floor or {})[name])}"
-        yield Finding(f"{code}.{name}", severity, subject, found, _expected(threshold, noise))
+            words = _describe_metric(metrics, name, value)
+            found = words if math.isnan(noise) else f"{words}, noise floor {_format_number((floor or {})[name])}"
+        yield Finding(f"{code}.{name}", severity, subject, found, _describe_limits(threshold, noise))
 
 
-def _value(metrics: Mapping[str, float], name: str) -> float:
+def _judged_value(metrics: Mapping[str, float], name: str) -> float:
     """Return a metric, nan if not measured; for the mean KL, the upper end of its interval if that is known."""
     names = (_UPPER_END, _KL) if name == _KL else (name,)
     values = (metrics.get(one, math.nan) for one in names)
     return next((value for value in values if not math.isnan(value)), math.nan)
 
 
-def _measured(metrics: Mapping[str, float], name: str, judged: float) -> str:
+def _describe_metric(metrics: Mapping[str, float], name: str, judged: float) -> str:
     """Describe a metric; with the judged value too, if that is the upper end of an interval."""
     value = metrics[name]
-    return _number(value) if value == judged else f"{_number(value)}, judged by the 95 % limit {_number(judged)}"
+    return (
+        _format_number(value)
+        if value == judged
+        else f"{_format_number(value)}, judged by the 95 % limit {_format_number(judged)}"
+    )
 
 
-def _finite(metrics: Mapping[str, float], code: str, subject: str) -> Finding:
+def _finite_finding(metrics: Mapping[str, float], code: str, subject: str) -> Finding:
     """Return the finding on NaNs and infinities among the logits."""
     expected = "no NaN and no infinity among the logits"
     if metrics.get("nonfinite", 0):
@@ -97,9 +101,9 @@ def _finite(metrics: Mapping[str, float], code: str, subject: str) -> Finding:
     return Finding(f"{code}.finite", Severity.PASS, subject, "all logits are numbers", expected)
 
 
-def _floor(profile: Profile, floor: Mapping[str, float] | None, code: str, subject: str, dtype: str) -> Finding:
+def _floor_finding(profile: Profile, floor: Mapping[str, float] | None, code: str, subject: str, dtype: str) -> Finding:
     """Return the finding on whether the noise floor is low enough for a verdict."""
-    expected = f"mean KL at most {_number(profile.max_floor)}"
+    expected = f"mean KL at most {_format_number(profile.max_floor)}"
     level = math.nan if floor is None else floor.get(_KL, math.nan)
     if math.isnan(level):
         needed = any(threshold.needs_floor for threshold in profile.thresholds.values())
@@ -107,56 +111,56 @@ def _floor(profile: Profile, floor: Mapping[str, float] | None, code: str, subje
         return Finding(f"{code}.floor", severity, subject, "no noise floor measured", expected)
     severity = Severity.INCONCLUSIVE if level > profile.max_floor else Severity.PASS
     remedy = "" if severity is Severity.PASS else _LOWER if dtype != "float32" else _LOWEST
-    found = f"rounding alone moves the logits by a mean KL of {_number(level)}"
+    found = f"rounding alone moves the logits by a mean KL of {_format_number(level)}"
     return Finding(f"{code}.floor", severity, subject, found, expected, remedy)
 
 
-def _badness(value: float, threshold: Threshold) -> float:
+def _compute_badness(value: float, threshold: Threshold) -> float:
     """Return a metric transformed so that a larger value is worse."""
     if threshold.direction == "one":
         return abs(value - 1)
     return -value if threshold.direction == "higher" else value
 
 
-def _bounds(threshold: Threshold, noise: float) -> tuple[float, float]:
+def _widen_bounds(threshold: Threshold, noise: float) -> tuple[float, float]:
     """Return the badness up to which a metric passes and above which it fails, widened by the floor."""
     sign = -1 if threshold.direction == "higher" else 1
     bounds = sign * threshold.passes, sign * threshold.fail
     if math.isnan(noise) or not threshold.needs_floor:
         return bounds
-    least = _badness(noise, threshold) * (threshold.times_floor or 1) + (threshold.below_floor or 0)
+    least = _compute_badness(noise, threshold) * (threshold.times_floor or 1) + (threshold.below_floor or 0)
     return max(bounds[0], least), max(bounds[1], least)
 
 
-def _severity(value: float, threshold: Threshold, noise: float) -> Severity:
-    passes, fails = _bounds(threshold, noise)
-    badness = _badness(value, threshold)
+def _rate(value: float, threshold: Threshold, noise: float) -> Severity:
+    passes, fails = _widen_bounds(threshold, noise)
+    badness = _compute_badness(value, threshold)
     if badness <= passes:
         return Severity.PASS
     return Severity.FAIL if badness > fails else Severity.WARN
 
 
-def outlook(high: float, profile: Profile) -> Severity:
+def expected_severity(high: float, profile: Profile) -> Severity:
     """Return what a profile is expected to say of a model, by an estimated upper end of the mean KL's interval."""
     threshold = profile.thresholds.get(_KL)
-    return Severity.FAIL if threshold is None else _severity(high, threshold, math.nan)
+    return Severity.FAIL if threshold is None else _rate(high, threshold, math.nan)
 
 
 def _fails_anyway(value: float, threshold: Threshold, noise: float) -> bool:
     """Return whether a metric fails even with the whole floor subtracted from its badness."""
     perfect = -1.0 if threshold.direction == "higher" else 0.0
-    excess = _badness(value, threshold) - (_badness(noise, threshold) - perfect)
-    return excess > _bounds(threshold, noise)[1]  # false for a nan: without a floor nothing is certain
+    excess = _compute_badness(value, threshold) - (_compute_badness(noise, threshold) - perfect)
+    return excess > _widen_bounds(threshold, noise)[1]  # false for a nan: without a floor nothing is certain
 
 
-def _expected(threshold: Threshold, noise: float) -> str:
+def _describe_limits(threshold: Threshold, noise: float) -> str:
     """Describe the limits: `up to 0.05, fails above 0.1`."""
     words = {"lower": ("up to", "above"), "higher": ("from", "below"), "one": ("off 1 by up to", "above")}
     least, beyond = words[threshold.direction]
-    passes, fails = (abs(bound) for bound in _bounds(threshold, noise))
-    within = f"{least} {_number(passes)}"
-    return within if passes == fails else f"{within}, fails {beyond} {_number(fails)}"
+    passes, fails = (abs(bound) for bound in _widen_bounds(threshold, noise))
+    within = f"{least} {_format_number(passes)}"
+    return within if passes == fails else f"{within}, fails {beyond} {_format_number(fails)}"
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:.4g}"

@@ -1,6 +1,6 @@
 """Words for metrics and comparisons that the terminal and the page share.
 
-Tables list the metrics in the order of `METRICS`. `by_kind` puts headings on blamed modules.
+Tables list the metrics in the order of `METRICS`. `group_by_kind` puts headings on blamed modules.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,7 +76,7 @@ COSTLY: Final = {
 _KINDS: Final = {"module": "", "role": "all layers", "layer": "the costliest layers", "part": "in the costliest layer"}
 
 
-def by_kind(blamed: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+def group_by_kind(blamed: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
     """Yield blamed modules under a heading for each kind, as a layer's share of the KL holds those of its parts."""
     rows = [*blamed]
     for kind, heading in _KINDS.items():

@@ -152,8 +152,8 @@ def load(name: str) -> Profile:
         raise UsageError(
             f"profile {name}: values that cannot be",
             offenders=[
-                f"{'.'.join(map(str, one['loc'])) or name}: {one['msg'].lower().removeprefix('value error, ')}"
-                for one in error.errors()
+                f"{'.'.join(map(str, fault['loc'])) or name}: {fault['msg'].lower().removeprefix('value error, ')}"
+                for fault in error.errors()
             ],
             hint=f"compare with a shipped one: {_SHIPPED['w4a16']}",
         ) from error

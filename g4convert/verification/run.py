@@ -27,7 +27,7 @@ from g4convert.gemma4 import is_drafter
 from g4convert.progress import Progress
 from g4convert.report import Finding, Judged, Report, Severity
 from g4convert.request import Level, Request
-from g4convert.verification.changed import changed, stamps
+from g4convert.verification.changed import find_changes, take_stamps
 from g4convert.verification.static.level import check_static, open_output
 from g4convert.verification.weights.hashes import check_hashes
 
@@ -54,82 +54,32 @@ def verify(
         EnvironmentFault: out of memory.
     """
     progress = progress or Progress()
-    before = stamps(asked.output, asked.reference)
+    before = take_stamps(asked.output, asked.reference)
     _check_request(asked)
     directories = _Opened.open(asked)
     _check_directories(asked, directories)
     if asked.is_captured and asked.level is None:
         progress.say(f"levels static and logits, as {asked.reference} holds logits and no weights")
     progress.say("verifying level static: names, shapes, config and files")
-    findings, ran, metrics = [*_static(asked, directories)], [Level.STATIC], dict[str, Any]()
-    levels = _Levels(asked, directories, progress, written)
-    for level in _after_static(asked):
-        judged = levels.judge(level)
+    findings, ran, metrics = [*_run_static(asked, directories)], [Level.STATIC], dict[str, Any]()
+    for level in _following_levels(asked):
+        judged = _run_level(level, asked, directories, progress, written=written)
         findings += judged.findings
         metrics |= judged.metrics
         ran += [level] if judged.metrics else []
     if directories.out is not None and asked.depth is Level.STATIC and asked.level is None:
         progress.say("hashes: every file against its recorded hash")
         findings += check_hashes(directories.out)
-    findings += changed(before, stamps(asked.output, asked.reference))
+    findings += find_changes(before, take_stamps(asked.output, asked.reference))
     named = None if asked.reference is None else str(asked.reference)
-    return Report((*_of_another_source(findings),), tuple(ran), metrics, str(asked.output), named)
+    return Report((*_advise_other_source(findings),), tuple(ran), metrics, str(asked.output), named)
 
 
-def _after_static(asked: Request) -> tuple[Level, ...]:
+def _following_levels(asked: Request) -> tuple[Level, ...]:
     """Return the levels that follow `static`; `engine` runs without the two others, since it takes long enough."""
     if asked.depth is Level.ENGINE:
         return (Level.ENGINE,)
     return tuple(level for level in (Level.WEIGHTS, Level.LOGITS) if asked.depth.includes(level))
-
-
-@dataclass(frozen=True, slots=True)
-class _Levels:
-    """The levels that read weights.
-
-    Args:
-        asked: the request.
-        directories: checkpoints to compare.
-        progress: told of each step, and of its progress.
-        written: whether the output was written by this process just now.
-    """
-
-    asked: Request
-    directories: "_Opened"
-    progress: Progress
-    written: bool
-
-    def judge(self, level: Level) -> Judged:
-        """Run a level; without metrics if it could not run."""
-        out = self.directories.out
-        if out is None:
-            return Judged((_stopped(level, "the files cannot be opened", "see the findings of level static"),), {})
-        match level:
-            case Level.WEIGHTS:
-                return self._weights(out)
-            case Level.LOGITS:
-                from g4convert.verification.logits.level import run_logits  # noqa: PLC0415 -- brings torch and transformers
-
-                return run_logits(self.asked, out, self.directories.source, progress=self.progress)
-            case _:
-                from g4convert.verification.engine.level import run_engine  # noqa: PLC0415 -- brings torch and transformers
-
-                return run_engine(self.asked, out, progress=self.progress)
-
-    def _weights(self, out: Checkpoint) -> Judged:
-        hashes = tuple(check_hashes(out))
-        if self.directories.source is None:
-            why = "a stored reference holds no weights" if self.asked.is_captured else "there is no reference"
-            severity = Severity.INCONCLUSIVE if self.asked.depth is Level.WEIGHTS else Severity.INFO
-            remedy = "pass the checkpoint itself: --reference MODEL"
-            stopped = _stopped(Level.WEIGHTS, why, remedy, severity=severity, what="values not compared")
-            return Judged((*hashes, stopped), {})
-        from g4convert.verification.weights.level import bound, check_weights  # noqa: PLC0415 -- brings torch; static needs none
-
-        self.progress.say(f"verifying level weights: {bound(out)}")
-        rows: list[dict[str, Any]] = []
-        found = check_weights(out, self.directories.source, progress=self.progress, table=rows, recorded=self.written)
-        return Judged((*hashes, *found), {"weights": {"tensors": rows}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +112,50 @@ class _Opened:
                 return cls(None, broken, source)
 
 
+def _run_level(level: Level, asked: Request, directories: _Opened, progress: Progress, *, written: bool) -> Judged:
+    """Run a level that reads weights; the result has no metrics if the level could not run."""
+    out = directories.out
+    if out is None:
+        return Judged((_stopped_finding(level, "the files cannot be opened", "see the findings of level static"),), {})
+    match level:
+        case Level.WEIGHTS:
+            return _run_weights(asked, out, directories.source, progress, written=written)
+        case Level.LOGITS:
+            from g4convert.verification.logits.level import run_logits  # noqa: PLC0415 -- brings torch and transformers
+
+            return run_logits(asked, out, directories.source, progress=progress)
+        case _:
+            from g4convert.verification.engine.level import run_engine  # noqa: PLC0415 -- brings torch and transformers
+
+            return run_engine(asked, out, progress=progress)
+
+
+def _run_weights(
+    asked: Request, out: Checkpoint, source: Checkpoint | None, progress: Progress, *, written: bool
+) -> Judged:
+    hashes = tuple(check_hashes(out))
+    if source is None:
+        why = "a stored reference holds no weights" if asked.is_captured else "there is no reference"
+        severity = Severity.INCONCLUSIVE if asked.depth is Level.WEIGHTS else Severity.INFO
+        remedy = "pass the checkpoint itself: --reference MODEL"
+        stopped = _stopped_finding(Level.WEIGHTS, why, remedy, severity=severity, what="values not compared")
+        return Judged((*hashes, stopped), {})
+    from g4convert.verification.weights.level import bound, check_weights  # noqa: PLC0415 -- brings torch; static needs none
+
+    progress.say(f"verifying level weights: {bound(out)}")
+    rows: list[dict[str, Any]] = []
+    findings = check_weights(out, source, progress=progress, table=rows, recorded=written)
+    return Judged((*hashes, *findings), {"weights": {"tensors": rows}})
+
+
 def _check_request(asked: Request) -> None:
     """Raise if the request cannot be run, as far as the request alone shows."""
-    alone = asked.depth in {Level.STATIC, Level.ENGINE}
+    needs_no_reference = asked.depth in {Level.STATIC, Level.ENGINE}
     if asked.depth is Level.LOGITS:
         from g4convert.verification.profiles import load  # noqa: PLC0415 -- brings yaml and pydantic
 
-        alone = load(asked.judged_by).compares == "parity"
-    if asked.reference is None and not alone:
+        needs_no_reference = load(asked.judged_by).compares == "parity"
+    if asked.reference is None and not needs_no_reference:
         text = f"level {asked.depth} needs a reference"
         if asked.implied_by:
             text = f"--{asked.implied_by} belongs to level {asked.depth}, which needs a reference"
@@ -207,42 +193,42 @@ def _check_order(asked: Request, directories: _Opened) -> None:
         )
 
 
-def _stopped(
+def _stopped_finding(
     level: Level, why: str, remedy: str, *, severity: Severity = Severity.INCONCLUSIVE, what: str = "not run"
 ) -> Finding:
     return Finding(f"{level}.stopped", severity, f"level {level}", f"{what}: {why}", "", remedy)
 
 
-def _static(asked: Request, directories: _Opened) -> Iterator[Finding]:
+def _run_static(asked: Request, directories: _Opened) -> Iterator[Finding]:
     """Yield the findings of level `static`: of names, shapes, config and files, and of the output's record."""
     out, source = directories.out, directories.source
     yield from directories.broken if out is None else check_static(out, source)
-    yield from _provenance(asked, source)
+    yield from _check_provenance(asked, source)
     if out is not None:
-        yield from _not_quantized(out)
+        yield from _check_quantized(out)
 
 
-def _not_quantized(out: Checkpoint) -> Iterable[Finding]:
+def _check_quantized(out: Checkpoint) -> Iterable[Finding]:
     """Yield a finding if the output is not quantized; a drafter may be kept unquantized."""
     if not is_quantized(out) and not is_drafter(out.config.get("model_type")):
         found, remedy = "none is quantized: this is a plain checkpoint", "`g4convert quantize` makes a quantized one"
         yield Finding("static.quantized", Severity.INCONCLUSIVE, "weights", found, "a quantized checkpoint", remedy)
 
 
-def _recorded(output: Path) -> Mapping[str, Any] | None:
+def _recorded_source(output: Path) -> Mapping[str, Any] | None:
     """Return the source that the output's record names; None if there is no readable record."""
     return part(record(output), "source") or None
 
 
 def _reference_hint(output: Path) -> str:
-    name = (_recorded(output) or {}).get("name")
+    name = (_recorded_source(output) or {}).get("name")
     made_of = f"; {RECORD} says it was made of {name}" if name else ""
     return f"--reference MODEL, a directory, a hub name, or a file of `g4convert reference`{made_of}"
 
 
-def _provenance(asked: Request, reference: Checkpoint | None) -> Iterable[Finding]:
+def _check_provenance(asked: Request, reference: Checkpoint | None) -> Iterable[Finding]:
     """Check that the output's record says that it was made of this reference."""
-    source = _recorded(asked.output)
+    source = _recorded_source(asked.output)
     if asked.reference is None:
         return
     if source is None or not isinstance(source.get("files"), dict):
@@ -250,22 +236,27 @@ def _provenance(asked: Request, reference: Checkpoint | None) -> Iterable[Findin
         yield Finding("static.provenance", Severity.INFO, RECORD, text, "made of this reference")
         return
     files = json.dumps(source["files"], sort_keys=True).encode()
-    same = hashlib.sha256(files).hexdigest() == _digest(asked, reference)
+    same = hashlib.sha256(files).hexdigest() == _reference_digest(asked, reference)
     severity = Severity.PASS if same else Severity.WARN
     found = "made of this reference" if same else f"made of another checkpoint, named {source.get('name')}"
     remedy = "" if same else "pass the checkpoint that it was made of; other faults may follow from this"
     yield Finding("static.provenance", severity, RECORD, found, "made of this reference", remedy)
 
 
-def _of_another_source(findings: Sequence[Finding]) -> Iterator[Finding]:
+def _advise_other_source(findings: Sequence[Finding]) -> Iterator[Finding]:
     """Yield the findings; if the output was made of another checkpoint, faults have the remedy to pass that one."""
-    told = next((one for one in findings if one.code == "static.provenance" and one.severity is Severity.WARN), None)
-    for one in findings:
-        is_fault = one.severity is Severity.FAIL
-        yield replace(one, remedy=f"OUT is {told.found}: {told.remedy}") if told and is_fault else one
+    mismatch = next(
+        (finding for finding in findings if finding.code == "static.provenance" and finding.severity is Severity.WARN),
+        None,
+    )
+    for finding in findings:
+        is_fault = finding.severity is Severity.FAIL
+        yield (
+            replace(finding, remedy=f"OUT is {mismatch.found}: {mismatch.remedy}") if mismatch and is_fault else finding
+        )
 
 
-def _digest(asked: Request, reference: Checkpoint | None) -> str:
+def _reference_digest(asked: Request, reference: Checkpoint | None) -> str:
     """Return the digest of the reference checkpoint, or of the checkpoint that a stored reference was made of."""
     if reference is not None:
         return reference.digest()

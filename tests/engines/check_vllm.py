@@ -39,7 +39,7 @@ from g4convert.planning.recipe_files import load as recipe_of
 from g4convert.planning.steps import make_plan
 from g4convert.progress import Progress
 from g4convert.report import Judged, Severity
-from g4convert.verification.engine.level import check_engine, counted
+from g4convert.verification.engine.level import check_engine, score_some_tokens
 from g4convert.verification.engine.prompts import EngineRefusal
 from g4convert.verification.engine.vllm import Vllm, vllm
 from g4convert.verification.probes.suite import make_probes
@@ -74,7 +74,7 @@ def served(checkpoint: Path, dtype: str) -> Iterator[Vllm]:
 def judged(checkpoint: Path, dtype: str) -> Judged:
     """A few probes of each kind."""
     model = load(checkpoint, packed=False)
-    probes = [counted(probe) for probe in make_probes(model, checkpoint, tokens=1)]
+    probes = [score_some_tokens(probe) for probe in make_probes(model, checkpoint, tokens=1)]
     with served(checkpoint, dtype) as engine:
         return check_engine(
             engine, model, probes, half=lambda: load(checkpoint, packed=False, dtype="bfloat16"), progress=Progress()

@@ -30,7 +30,7 @@ from g4convert.forward.triton import tiles
 from g4convert.forward.triton.candidates import CANDIDATES, candidates_for
 from g4convert.forward.triton.packed import check_device
 from g4convert.gemma4.family import Family
-from g4convert.verification.probes.answers import questions, with_answers
+from g4convert.verification.probes.answers import answer_probes, questions
 from g4convert.verification.probes.suite import make_probes
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def test_no_answer_goes_beyond_the_context(taught: Path) -> None:
         lengths = [len(row) for row in questions(probe)]
         assert lengths.count(max(lengths)) == 1
         text.max_position_embeddings = max(lengths) + 3
-        (found,) = with_answers(model, [probe], max_new_tokens=8)
+        (found,) = answer_probes(model, [probe], max_new_tokens=8)
         assert len(found.targets) == 3 + 8 * (len(lengths) - 1) == asked[probe.name]
     text.max_position_embeddings = 10
     rows = [[2, *range(40, 44)], [2, *range(40, 47)]]

@@ -9,7 +9,7 @@ from helpers import ROOT
 from g4convert.errors import UsageError
 from g4convert.planning import recipe_files
 from g4convert.report import Finding, Report, Severity
-from g4convert.verification.gates import judge, outlook
+from g4convert.verification.gates import expected_severity, judge
 from g4convert.verification.profiles import Profile, load, shipped
 
 PASS, WARN, FAIL, INFO, UNCLEAR = Severity.PASS, Severity.WARN, Severity.FAIL, Severity.INFO, Severity.INCONCLUSIVE
@@ -250,5 +250,5 @@ def test_a_profile_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("high", "said"), [(0.05, PASS), (0.051, WARN), (0.1, WARN), (0.101, FAIL)])
 def test_an_estimate_is_judged_as_what_is_measured(high: float, said: Severity) -> None:
-    assert outlook(high, load("w4a16")) is said
+    assert expected_severity(high, load("w4a16")) is said
     assert judged(GOOD | {"kl_high": high}, "w4a16", LOW_FLOOR)["kl_mean"].severity is said

@@ -25,7 +25,7 @@ from g4convert.forward.media import call
 from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4.family import Family
-from g4convert.verification.probes.answers import with_answers
+from g4convert.verification.probes.answers import answer_probes
 from g4convert.verification.probes.suite import make_probes
 
 LEARNED = (
@@ -50,7 +50,7 @@ def lessons(family: Family) -> tuple[Probe, ...]:
 @cache
 def asked(family: Family) -> tuple[Probe, ...]:
     """Every other probe, answered by the model itself."""
-    return with_answers(reference(family), make_probes(reference(family), trained(family))[::4], max_new_tokens=8)
+    return answer_probes(reference(family), make_probes(reference(family), trained(family))[::4], max_new_tokens=8)
 
 
 def predictions(model: Model, probes: tuple[Probe, ...]) -> torch.Tensor:
@@ -104,7 +104,7 @@ def test_is_a_small_checkpoint_of_its_family(family: Family) -> None:
 @pytest.mark.parametrize("family", TRAINED)
 def test_answers_what_it_has_learned(family: Family) -> None:
     tokenizer = AutoTokenizer.from_pretrained(trained(family))
-    own = with_answers(reference(family), lessons(family), max_new_tokens=64)
+    own = answer_probes(reference(family), lessons(family), max_new_tokens=64)
     wrong = {
         given.name: (tokenizer.decode(probe.targets), tokenizer.decode(given.targets))
         for given, probe in zip(lessons(family), own, strict=True)

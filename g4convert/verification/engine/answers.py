@@ -38,7 +38,7 @@ class VocabularyError(AnswerError):
         self.token = token
 
 
-class Told(Started):
+class StartAnswer(Started):
     """First answer of `vllm_child`."""
 
     event: Literal["started", "failed"]
@@ -47,7 +47,7 @@ class Told(Started):
     phase: str
 
 
-def document(content: bytes) -> dict[str, Any]:
+def parse_document(content: bytes) -> dict[str, Any]:
     """Parse an answer.
 
     Args:
@@ -57,14 +57,14 @@ def document(content: bytes) -> dict[str, Any]:
         AnswerError: the answer is no JSON object, or is nested too deep.
     """
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except RecursionError as error:
         raise AnswerError("JSON that is nested too deep to be read") from error
     except ValueError as error:
         raise AnswerError(f"no JSON: {content[:80]!r}") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise AnswerError(f"no JSON object: {content[:80]!r}")
-    return found
+    return value
 
 
 def top_logits(ids: Sequence[Any], logprobs: Sequence[Any], true: Sequence[Any], *, rows: int, vocab: int) -> TopLogits:
@@ -82,17 +82,17 @@ def top_logits(ids: Sequence[Any], logprobs: Sequence[Any], true: Sequence[Any],
         VocabularyError: an id is not in the vocabulary.
     """
     try:
-        found = torch.tensor(ids), torch.tensor(logprobs, dtype=torch.float32)
-        next_one = torch.tensor(true, dtype=torch.float32)
+        tables = torch.tensor(ids), torch.tensor(logprobs, dtype=torch.float32)
+        true_logprob = torch.tensor(true, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise AnswerError(f"log-probabilities that are no table of numbers ({error})") from error
-    named, known = found
-    if known.shape != named.shape or known.ndim != 2 or not known.numel() or len(known) != rows:
-        raise AnswerError(f"ids {[*named.shape]} and log-probabilities {[*known.shape]}, expected {rows} rows of both")
-    if next_one.shape != (rows,):
-        raise AnswerError(f"{[*next_one.shape]} log-probabilities of the next tokens, expected [{rows}]")
-    if named.dtype is not torch.int64:
+    tokens, table = tables
+    if table.shape != tokens.shape or table.ndim != 2 or not table.numel() or len(table) != rows:
+        raise AnswerError(f"ids {[*tokens.shape]} and log-probabilities {[*table.shape]}, expected {rows} rows of both")
+    if true_logprob.shape != (rows,):
+        raise AnswerError(f"{[*true_logprob.shape]} log-probabilities of the next tokens, expected [{rows}]")
+    if tokens.dtype is not torch.int64:
         raise AnswerError("ids of tokens that are no whole numbers")
-    if int(named.min()) < 0 or int(named.max()) >= vocab:
-        raise VocabularyError(int(named.min()) if int(named.min()) < 0 else int(named.max()), vocab)
-    return TopLogits(named, known, torch.zeros(rows), next_one)
+    if int(tokens.min()) < 0 or int(tokens.max()) >= vocab:
+        raise VocabularyError(int(tokens.min()) if int(tokens.min()) < 0 else int(tokens.max()), vocab)
+    return TopLogits(tokens, table, torch.zeros(rows), true_logprob)

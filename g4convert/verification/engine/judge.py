@@ -34,7 +34,7 @@ _OF_THE_MACHINE: Final = (
     *("out of memory", "No available memory", "_OpNamespace"),
 )
 """Parts of messages by which an engine refuses because of the machine, not because of the checkpoint."""
-_WITHOUT: Final = "on a CPU `--dtype float32` needs no such kernel"
+_WITHOUT_KERNEL: Final = "on a CPU `--dtype float32` needs no such kernel"
 _PLACES: Final = {
     "start": "before it built the model",
     "build": "when it built the model",
@@ -52,7 +52,7 @@ class MeasuredParity:
 
     def floor_of(self, bucket: str, number: str) -> float:
         """Return the floor of a number of a bucket: the largest value among the sources of noise."""
-        return max(float(getattr(one.buckets[bucket], number)) for one in self.noise.values())
+        return max(float(getattr(source.buckets[bucket], number)) for source in self.noise.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measurements as JSON."""
@@ -64,34 +64,34 @@ class MeasuredParity:
 
     def floor(self) -> dict[str, float]:
         """Return the floor of every metric."""
-        return dict(floor({name: one.metrics for name, one in self.noise.items()}).values)
+        return dict(floor({name: source.metrics for name, source in self.noise.items()}).values)
 
 
-def _of_the_machine(refused: EngineRefusal) -> bool:
+def _is_of_the_machine(refused: EngineRefusal) -> bool:
     """Return whether an engine refused because of the machine."""
     return any(words in refused.message for words in _OF_THE_MACHINE)
 
 
-def not_started(refused: EngineRefusal) -> Iterator[Finding]:
+def judge_failed_start(refused: EngineRefusal) -> Iterator[Finding]:
     """Yield findings about an engine that refuses to load the checkpoint."""
-    elsewhere = _of_the_machine(refused)
+    elsewhere = _is_of_the_machine(refused)
     place = _PLACES.get(refused.place, "")
     expected = "the engine loads the checkpoint"
-    remedy = _WITHOUT if elsewhere else "see the findings of level static"
+    remedy = _WITHOUT_KERNEL if elsewhere else "see the findings of level static"
     severity = Severity.INCONCLUSIVE if elsewhere else Severity.FAIL
     yield Finding("engine.load", severity, "the engine", f"refused {place}: {refused.message}", expected, remedy)
-    yield _stopped("it does not load")
+    yield _stopped_finding("it does not load")
 
 
-def of_start(started: Started) -> Iterator[Finding]:
+def judge_start(started: Started) -> Iterator[Finding]:
     """Yield findings from what an engine reported after loading."""
     expected = "every parameter is filled from the checkpoint"
-    for one in started.unfilled:
-        found = "no tensor reached it" if one.share > 0.999 else f"no tensor reached {one.share:.3g} of it"
+    for parameter in started.unfilled:
+        found = "no tensor reached it" if parameter.share > 0.999 else f"no tensor reached {parameter.share:.3g} of it"
         remedy = "the engine would serve what its memory held; level static names the tensor"
-        yield Finding("engine.load", Severity.FAIL, one.name, found, expected, remedy)
+        yield Finding("engine.load", Severity.FAIL, parameter.name, found, expected, remedy)
     if started.unfilled:
-        yield _stopped("parameters are missing")
+        yield _stopped_finding("parameters are missing")
         return
     if started.parameters:
         found = f"all {started.parameters} parameters are filled, and every tensor had its place"
@@ -109,37 +109,37 @@ def of_start(started: Started) -> Iterator[Finding]:
     yield Finding("engine.kernels", Severity.INFO, where or "the engine", products, "")
 
 
-def _stopped(why: str) -> Finding:
+def _stopped_finding(why: str) -> Finding:
     return Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", f"not compared: {why}", "")
 
 
-def of_refusals(refusals: Mapping[str, EngineRefusal], started: Started) -> Iterator[Finding]:
+def judge_refusals(refusals: Mapping[str, EngineRefusal], started: Started) -> Iterator[Finding]:
     """Yield a finding for each refused prompt; checkpoint, machine or the server's options may be the cause."""
     for name, refused in refusals.items():
-        severity = Severity.FAIL if started.parameters and not _of_the_machine(refused) else Severity.INCONCLUSIVE
+        severity = Severity.FAIL if started.parameters and not _is_of_the_machine(refused) else Severity.INCONCLUSIVE
         remedy = "" if started.parameters else "the server's own limits may be the reason"
-        remedy = _WITHOUT if _of_the_machine(refused) else remedy
+        remedy = _WITHOUT_KERNEL if _is_of_the_machine(refused) else remedy
         yield Finding("engine.probes", severity, name, refused.message, "an answer", remedy)
 
 
-def not_covered(probes: Sequence[Probe], asked: Sequence[Probe], started: Started) -> Iterator[Finding]:
+def list_uncovered(probes: Sequence[Probe], asked: Sequence[Probe], started: Started) -> Iterator[Finding]:
     """Yield findings about inputs and properties that this level has not checked."""
-    found = ["decoding token by token", "more than one GPU"]
-    if left := sorted({probe.bucket for probe in probes} - {probe.bucket for probe in asked}):
-        found.append(f"{', '.join(left)}: this engine is not given any")
+    uncovered = ["decoding token by token", "more than one GPU"]
+    if missing := sorted({probe.bucket for probe in probes} - {probe.bucket for probe in asked}):
+        uncovered.append(f"{', '.join(missing)}: this engine is not given any")
     if started.unwatched:
-        found.append(f"whether {started.unwatched} parameters of narrow types are filled")
+        uncovered.append(f"whether {started.unwatched} parameters of narrow types are filled")
     if started.decodes:
-        found.append("the engine's 4-bit kernels")
+        uncovered.append("the engine's 4-bit kernels")
     if started.causal:
-        found.append("pictures that see themselves: attention on this device is causal, and so was the reference's")
-    for text in found:
+        uncovered.append("pictures that see themselves: attention on this device is causal, and so was the reference's")
+    for text in uncovered:
         yield Finding("engine.coverage", Severity.INFO, "not covered", text, "")
     for text in started.mended:
         yield Finding("engine.coverage", Severity.INFO, "mended in the engine, to run here", text, "")
 
 
-def judged_parity(measured: MeasuredParity, profile: Profile, *, dtype: str = "float32") -> Iterator[Finding]:
+def judge_parity(measured: MeasuredParity, profile: Profile, *, dtype: str = "float32") -> Iterator[Finding]:
     """Yield findings on the differences by kind of probe, and on all metrics by a profile, of an engine in a dtype."""
     for bucket in measured.parity.buckets.values():
         numbers = {number: (getattr(bucket, number), measured.floor_of(bucket.name, number)) for number in _LIMITS}
@@ -154,10 +154,10 @@ def judged_parity(measured: MeasuredParity, profile: Profile, *, dtype: str = "f
         severity = Severity.FAIL if bad else Severity.PASS
         yield Finding("engine.logprobs", severity, f"{bucket.name} ({bucket.tokens} tokens)", found, expected)
     metrics, noise = measured.parity.metrics.values, measured.floor()
-    yield from judge(metrics, _with_chance(profile, metrics, noise), noise, level="engine", dtype=dtype)
+    yield from judge(metrics, _allow_chance(profile, metrics, noise), noise, level="engine", dtype=dtype)
 
 
-def _with_chance(profile: Profile, metrics: Mapping[str, float], noise: Mapping[str, float]) -> Profile:
+def _allow_chance(profile: Profile, metrics: Mapping[str, float], noise: Mapping[str, float]) -> Profile:
     """Return the profile with its limits of agreement lowered by three standard deviations of the difference."""
     thresholds = dict(profile.thresholds)
     for name, threshold in profile.thresholds.items():

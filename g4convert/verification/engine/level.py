@@ -37,22 +37,22 @@ from g4convert.request import EngineName, Request
 from g4convert.verification import profiles
 from g4convert.verification.engine.judge import (
     MeasuredParity,
-    judged_parity,
-    not_covered,
-    not_started,
-    of_refusals,
-    of_start,
+    judge_failed_start,
+    judge_parity,
+    judge_refusals,
+    judge_start,
+    list_uncovered,
 )
 from g4convert.verification.engine.prompts import EngineRefusal, Prompt, ServingEngine, Started, prompts_of
 from g4convert.verification.engine.scores import AnswerSums, Parity
 from g4convert.verification.engine.sglang import sglang
 from g4convert.verification.engine.vllm import look_for_vllm, vllm
 from g4convert.verification.logits.kept import KeptProbe
-from g4convert.verification.logits.level import model_of
-from g4convert.verification.logits.noise import EPSILON, noisy
+from g4convert.verification.logits.level import load_model
+from g4convert.verification.logits.noise import EPSILON, adding_noise
 from g4convert.verification.logits.parts import decoder_layers
 from g4convert.verification.logits.scores import TopLogits
-from g4convert.verification.logits.teacher import like
+from g4convert.verification.logits.teacher import adapt_arguments
 from g4convert.verification.probes.own import conversations
 from g4convert.verification.probes.suite import digest, make_probes
 
@@ -71,7 +71,7 @@ def look_for_engine(asked: Request) -> None:
         EnvironmentFault: the interpreter has no vLLM, or no server answers.
     """
     if asked.engine is EngineName.SGLANG:
-        with _engine(asked) as server:
+        with _open_engine(asked) as server:
             server.start(0, 0)
     else:
         look_for_vllm(asked.engine_python)
@@ -92,10 +92,10 @@ def run_engine(asked: Request, out: Checkpoint, *, progress: Progress) -> Judged
         UsageError: the server serves another model.
         EnvironmentFault: the engine is missing, does not answer in time or breaks down; or out of memory.
     """
-    with memory_faults(), _engine(asked) as engine:
+    with memory_faults(), _open_engine(asked) as engine:
         progress.say("engine: loading the dequantized weights")
         try:
-            model = model_of(out, asked, "float32", packed=False)
+            model = load_model(out, asked, "float32", packed=False)
         except GateError:
             found = "not run: the strict loader refuses the checkpoint"
             remedy = "see the findings of level logits"
@@ -104,11 +104,11 @@ def run_engine(asked: Request, out: Checkpoint, *, progress: Progress) -> Judged
             found = "not run: a drafter runs beside its target only"
             return Judged((Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", found, ""),), {})
         files = asked.source or asked.output
-        mine = None if asked.prompts is None else conversations(asked.prompts, files)
-        probes = [counted(probe) for probe in make_probes(model, files, conversations=mine)]
+        own_prompts = None if asked.prompts is None else conversations(asked.prompts, files)
+        probes = [score_some_tokens(probe) for probe in make_probes(model, files, conversations=own_prompts)]
         with threads_for(model):
             return check_engine(
-                engine, model, probes, half=lambda: model_of(out, asked, "bfloat16", packed=False), progress=progress
+                engine, model, probes, half=lambda: load_model(out, asked, "bfloat16", packed=False), progress=progress
             )
 
 
@@ -133,33 +133,33 @@ def check_engine(
         EnvironmentFault: the engine does not answer in time, or breaks down.
     """
     top = min(_TOP, model.config.get_text_config().vocab_size)
-    taken = [probe for probe in probes if probe.bucket in engine.takes or not _has_media(probe)]
-    prompts = {probe.name: prompts_of(probe, model.config) for probe in taken}
+    suitable = [probe for probe in probes if probe.bucket in engine.takes or not _has_media(probe)]
+    prompts = {probe.name: prompts_of(probe, model.config) for probe in suitable}
     longest = max(len(prompt.ids) for several in prompts.values() for prompt in several)
     progress.say("engine: starting it")
     try:
         started = engine.start(longest, top)
     except EngineRefusal as refused:
         progress.say(f"engine: the end of what it printed\n{refused.log}")
-        return Judged(tuple(not_started(refused)), {})
-    findings = [*of_start(started)]
+        return Judged(tuple(judge_failed_start(refused)), {})
+    findings = [*judge_start(started)]
     if started.unfilled:
         return Judged(tuple(findings), {})
     progress.say("engine: asking it")
-    answers, refusals = _ask(engine, taken, prompts)
-    findings += of_refusals(refusals, started)
-    findings += not_covered(probes, taken, started)
-    answered = [probe for probe in taken if probe.name in answers]
+    answers, refusals = _ask(engine, suitable, prompts)
+    findings += judge_refusals(refusals, started)
+    findings += list_uncovered(probes, suitable, started)
+    answered = [probe for probe in suitable if probe.name in answers]
     if not answered:
         return Judged(tuple(findings), {})
     progress.say("engine: comparing with the dequantized weights")
-    measured = _Comparing(answered, answers, started, top).measured(model, half)
-    findings += judged_parity(measured, profiles.load("parity"), dtype=started.dtype or _DTYPE)
+    measured = _EngineComparison(answered, answers, started, top).measured(model, half)
+    findings += judge_parity(measured, profiles.load("parity"), dtype=started.dtype or _DTYPE)
     asked = {"probes": {"count": len(answered), "digest": digest(answered)}}
     return Judged(tuple(findings), {"engine": started.to_dict() | asked | measured.to_dict()})
 
 
-def counted(probe: Probe) -> Probe:
+def score_some_tokens(probe: Probe) -> Probe:
     """Return the probe; if it scores no token, a copy that scores all tokens but the first of each row."""
     if bool(probe.response.any()):
         return probe
@@ -172,7 +172,7 @@ def _has_media(probe: Probe) -> bool:
     return "mm_token_type_ids" in probe.arguments
 
 
-def _engine(asked: Request) -> AbstractContextManager[ServingEngine]:
+def _open_engine(asked: Request) -> AbstractContextManager[ServingEngine]:
     timeout = asked.settings.engine_timeout
     match asked.engine:
         case EngineName.SGLANG:
@@ -193,11 +193,11 @@ def _ask(
         except EngineRefusal as refused:
             refusals[probe.name] = refused
             continue
-        answers[probe.name] = joined(parts)
+        answers[probe.name] = join_answers(parts)
     return answers, refusals
 
 
-def joined(parts: Sequence[TopLogits]) -> TopLogits:
+def join_answers(parts: Sequence[TopLogits]) -> TopLogits:
     """Concatenate the answers of several prompts, cut to the smallest number of tokens per row."""
     width = min(part.ids.shape[1] for part in parts)
     return TopLogits(
@@ -209,7 +209,7 @@ def joined(parts: Sequence[TopLogits]) -> TopLogits:
 
 
 @dataclass(frozen=True, slots=True)
-class _Comparing:
+class _EngineComparison:
     """Comparison of an engine's answers with the reference.
 
     Args:
@@ -228,29 +228,33 @@ class _Comparing:
         """Run the reference once, and compare the reference with noise and the engine's answers with it."""
         dtype = self.started.dtype or _DTYPE
         noise = {}
-        with self._like_the_engine(model):
+        with self._attending_like_the_engine(model):
             reference = ModelCandidate(model, inside=False)
-            kept = self._kept(reference)
-            with noisy(list(decoder_layers(model).values()), EPSILON[dtype], seed=_SEED):
-                noise["noise"] = self._against(kept, reference, self.probes)
+            kept = self._run_reference(reference)
+            with adding_noise(list(decoder_layers(model).values()), EPSILON[dtype], seed=_SEED):
+                noise["noise"] = self._compare_with_noise(kept, reference, self.probes)
         if dtype == "bfloat16" and half is not None:
             rounded = half()
-            given = [replace(probe, arguments=like(probe.arguments, model, rounded)) for probe in self.probes]
-            with self._like_the_engine(rounded):
-                noise["rounding"] = self._against(kept, ModelCandidate(rounded, inside=False), given)
+            arguments = [
+                replace(probe, arguments=adapt_arguments(probe.arguments, model, rounded)) for probe in self.probes
+            ]
+            with self._attending_like_the_engine(rounded):
+                noise["rounding"] = self._compare_with_noise(kept, ModelCandidate(rounded, inside=False), arguments)
         sums = AnswerSums()
         for probe in self.probes:
             sums.add(probe, kept[probe.name], self.answers[probe.name])
         return MeasuredParity(sums.parity(), noise)
 
-    def _kept(self, reference: ModelCandidate) -> dict[str, KeptProbe]:
+    def _run_reference(self, reference: ModelCandidate) -> dict[str, KeptProbe]:
         def keep(probe: Probe, outputs: ProbeOutputs) -> KeptProbe:
             return KeptProbe.of(probe, outputs, inside=False)
 
         found = run_all(reference, self.probes, keep)
         return {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
 
-    def _against(self, kept: Mapping[str, KeptProbe], candidate: ModelCandidate, probes: Sequence[Probe]) -> Parity:
+    def _compare_with_noise(
+        self, kept: Mapping[str, KeptProbe], candidate: ModelCandidate, probes: Sequence[Probe]
+    ) -> Parity:
         sums = AnswerSums()
 
         def add(probe: Probe, outputs: ProbeOutputs) -> None:
@@ -260,7 +264,7 @@ class _Comparing:
         return sums.parity()
 
     @contextmanager
-    def _like_the_engine(self, model: Model) -> Iterator[None]:
+    def _attending_like_the_engine(self, model: Model) -> Iterator[None]:
         """Make the model's attention causal for pictures, too, if the engine's is."""
         text = model.config.get_text_config()
         before = text.use_bidirectional_attention

@@ -21,11 +21,11 @@ from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
 
 from g4convert.errors import EnvironmentFault
-from g4convert.verification.engine.answers import MOST_ANSWER, AnswerError, OversizeError, document
+from g4convert.verification.engine.answers import MOST_ANSWER, AnswerError, OversizeError, parse_document
 
-_TAIL: Final = 20
-_GRACE: Final = 5.0
-_READ: Final = 1 << 16
+_LOG_LINES: Final = 20
+_GRACE_SECONDS: Final = 5.0
+_READ_BYTES: Final = 1 << 16
 
 
 class Program:
@@ -81,22 +81,22 @@ class Program:
         deadline = time.monotonic() + self._timeout
         try:
             self._send(json.dumps(question).encode() + b"\n", deadline)
-            line = self._line(deadline)
+            line = self._read_line(deadline)
         except BrokenPipeError:
             line = b""
         if not line:
-            raise self.fault(f"it ended with {self._ended()}")
+            raise self.fault(f"it ended with {self._describe_end()}")
         try:
-            return document(line)
+            return parse_document(line)
         except AnswerError as error:
             raise self.fault(f"its answer is {error}") from error
 
     def log(self) -> str:
         """Return the last lines that the program printed."""
         end = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, end - _READ))
-        lines = self._log.read(_READ).decode(errors="replace").splitlines()
-        return "\n".join(lines[-_TAIL:])
+        self._log.seek(max(0, end - _READ_BYTES))
+        lines = self._log.read(_READ_BYTES).decode(errors="replace").splitlines()
+        return "\n".join(lines[-_LOG_LINES:])
 
     def close(self) -> None:
         """End the program: close its pipes, wait for its exit, then kill the process group."""
@@ -106,7 +106,7 @@ class Program:
         os.close(self._read)
         try:
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_GRACE)
+                self._process.wait(_GRACE_SECONDS)
         finally:
             self._kill()
             self._log.close()
@@ -115,16 +115,16 @@ class Program:
         os.set_blocking(self._write, False)
         while content:
             self._wait(self._write, selectors.EVENT_WRITE, deadline)
-            content = content[os.write(self._write, content[:_READ]) :]
+            content = content[os.write(self._write, content[:_READ_BYTES]) :]
 
-    def _line(self, deadline: float) -> bytes:
+    def _read_line(self, deadline: float) -> bytes:
         parts, size = [self._rest], len(self._rest)
         while b"\n" not in parts[-1]:
             if size > MOST_ANSWER:
                 self._kill()
                 raise self.fault(str(OversizeError()))
             self._wait(self._read, selectors.EVENT_READ, deadline)
-            part = os.read(self._read, _READ)
+            part = os.read(self._read, _READ_BYTES)
             if not part:
                 return b""
             parts.append(part)
@@ -139,16 +139,16 @@ class Program:
                 self._kill()
                 raise self.fault(f"no answer within {self._timeout:g} s", hint="--engine-timeout gives it more")
 
-    def _ended(self) -> str:
+    def _describe_end(self) -> str:
         try:
-            code = self._process.wait(_GRACE)
+            code = self._process.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             return "its pipe closed"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
-    def fault(self, what: str, hint: str = "") -> EnvironmentFault:
+    def fault(self, message: str, hint: str = "") -> EnvironmentFault:
         """Return an error about the program, with the last lines that it printed."""
-        return EnvironmentFault(f"the engine's process: {what}", offenders=self.log().splitlines(), hint=hint)
+        return EnvironmentFault(f"the engine's process: {message}", offenders=self.log().splitlines(), hint=hint)
 
     def _kill(self) -> None:
         """Kill the whole process group, since an engine starts processes of its own."""

@@ -51,7 +51,7 @@ class MediaItem:
     def to_dict(self) -> dict[str, Any]:
         """Return the item as part of a message."""
         mask = None if all(self.soft) else list(self.soft)
-        tensors = {key: sent(value) for key, value in self.tensors.items()}
+        tensors = {key: encode_tensor(value) for key, value in self.tensors.items()}
         return {"kind": self.kind, "offset": self.offset, "length": len(self.soft), "soft": mask, "tensors": tensors}
 
 
@@ -144,7 +144,7 @@ class ServingEngine(Protocol):
             top: number of likeliest tokens to return for each row.
 
         Raises:
-            Refused: the engine refuses the checkpoint.
+            EngineRefusal: the engine refuses the checkpoint.
             EnvironmentFault: the engine is missing, does not answer in time, or breaks down.
         """
         ...
@@ -153,7 +153,7 @@ class ServingEngine(Protocol):
         """Return the log-probabilities after each scored row, [n, k].
 
         Raises:
-            Refused: the engine refuses the prompt.
+            EngineRefusal: the engine refuses the prompt.
             EnvironmentFault: the engine does not answer in time, or breaks down.
         """
         ...
@@ -178,23 +178,23 @@ def prompts_of(probe: Probe, config: Config) -> tuple[Prompt, ...]:
     """Return the rows of a probe as prompts, in order, without rows in which no token is scored."""
     ids = probe.arguments["input_ids"]
     attended = probe.attended.view(ids.shape)
-    found = []
+    prompts = []
     for row, mask, counts in zip(ids, attended, probe.response, strict=True):
-        kept = row[mask].tolist()
+        row_ids = row[mask].tolist()
         rows = counts[mask].nonzero().flatten().tolist()
         if rows:
-            media = tuple(_media(kept, probe.arguments, config))
-            found.append(Prompt(tuple(kept), tuple(rows), media))
-    return tuple(found)
+            media = tuple(_media_items(row_ids, probe.arguments, config))
+            prompts.append(Prompt(tuple(row_ids), tuple(rows), media))
+    return tuple(prompts)
 
 
-def _media(ids: Sequence[int], arguments: Mapping[str, Any], config: Config) -> Iterator[MediaItem]:
+def _media_items(ids: Sequence[int], arguments: Mapping[str, Any], config: Config) -> Iterator[MediaItem]:
     """Yield the media items of one sequence; media probes have one row."""
     for kind, (values, places) in _TENSORS.items():
         if values not in arguments:
             continue
         soft = getattr(config, f"{kind}_token_id")
-        runs = [(first, len(run)) for first, run in _runs(ids, soft)]
+        runs = [(first, len(run)) for first, run in _find_runs(ids, soft)]
         if kind == "video":
             begin, end = runs[0][0], sum(runs[-1])
             tensors = {key: arguments[key] for key in (values, places)}
@@ -205,17 +205,17 @@ def _media(ids: Sequence[int], arguments: Mapping[str, Any], config: Config) -> 
             yield MediaItem(kind, first, (True,) * length, tensors)
 
 
-def _runs(ids: Sequence[int], wanted: int) -> Iterator[tuple[int, list[int]]]:
+def _find_runs(ids: Sequence[int], token: int) -> Iterator[tuple[int, list[int]]]:
     """Yield the runs of the token `wanted`, each with its position."""
     place = 0
     for id_, group in groupby(ids):
         run = list(group)
-        if id_ == wanted:
+        if id_ == token:
             yield place, run
         place += len(run)
 
 
-def sent(tensor: torch.Tensor) -> dict[str, Any]:
+def encode_tensor(tensor: torch.Tensor) -> dict[str, Any]:
     """Return a tensor as JSON: dtype, shape, and its bytes in base64."""
     content = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     dtype = str(tensor.dtype).removeprefix("torch.")

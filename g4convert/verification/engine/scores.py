@@ -20,7 +20,7 @@ from g4convert.forward.probe import Probe
 from g4convert.verification.logits.kept import KeptProbe
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.logits.pairs import likeliest
-from g4convert.verification.logits.scores import TokenScores, TopLogits, summed, tail_kl
+from g4convert.verification.logits.scores import TokenScores, TopLogits, reduce_rows, tail_kl
 
 _ALL: Final = "all"
 
@@ -113,8 +113,8 @@ def score_answer(reference: torch.Tensor, answer: TopLogits, targets: torch.Tens
         The scores, and the mean |difference| of each row, float64 [n]. Cosines are nan: the engine's logits before
         the log-softmax are not known.
     """
-    log_sum, best, whole = summed(reference).unbind(-1)
-    known = whole.bool()
+    log_sum, best, whole = reduce_rows(reference).unbind(-1)
+    reference_is_finite = whole.bool()
     ids, known_q, true = answer.ids, answer.logprobs.double(), answer.target_logprob.double()
     known_p = reference.gather(-1, ids).double() - log_sum[:, None]
     true_p = reference.gather(-1, targets[:, None]).squeeze(-1).double() - log_sum
@@ -122,7 +122,7 @@ def score_answer(reference: torch.Tensor, answer: TopLogits, targets: torch.Tens
     kl = (known_p.exp() * (known_p - known_q)).sum(-1) + tail_kl(known_p, known_q)
     away = torch.cat([known_p - known_q, (true_p - true)[:, None]], dim=-1).abs()
     scores = TokenScores(
-        kl=torch.where(known, torch.where(finite, kl.clamp(min=0), torch.inf), torch.nan),
+        kl=torch.where(reference_is_finite, torch.where(finite, kl.clamp(min=0), torch.inf), torch.nan),
         reference_logprob=true_p,
         candidate_logprob=torch.where(finite, true, -torch.inf),
         agrees=finite & (ids.gather(-1, known_q.argmax(-1, keepdim=True)).squeeze(-1) == best),
@@ -130,6 +130,6 @@ def score_answer(reference: torch.Tensor, answer: TopLogits, targets: torch.Tens
         cosine=torch.full_like(true_p, torch.nan),
         difference=torch.where(finite, away.amax(-1), torch.inf),
         finite=finite,
-        reference_finite=known,
+        reference_finite=reference_is_finite,
     )
     return scores, torch.where(finite, away.mean(-1), torch.inf)

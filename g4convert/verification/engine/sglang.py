@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from g4convert.errors import EnvironmentFault, UsageError
-from g4convert.verification.engine.answers import AnswerError, VocabularyError, document, top_logits
+from g4convert.verification.engine.answers import AnswerError, VocabularyError, parse_document, top_logits
 from g4convert.verification.engine.http import Server
 from g4convert.verification.engine.prompts import EngineRefusal, Prompt, Started, config_of, vocabulary
 from g4convert.verification.logits.scores import TopLogits
@@ -61,14 +61,14 @@ class Sglang:
         config = config_of(self._checkpoint)
         self._vocab = vocabulary(config)
         served = self._json("/model_info")
-        self._must_be_ours(served, config)
+        self._check_served(served, config)
         return Started(name=f"SGLang at {self._server.url}")
 
     def score(self, prompt: Prompt) -> TopLogits:
         """Return the log-probabilities after each scored row.
 
         Raises:
-            Refused: the server refuses the prompt.
+            EngineRefusal: the server refuses the prompt.
             UsageError: the answer names a token that is not in the checkpoint's vocabulary.
             EnvironmentFault: the server does not answer, not in time, or not as SGLang does.
         """
@@ -82,12 +82,12 @@ class Sglang:
         answer = self._json("/generate", question)
         try:
             meta = answer["meta_info"]
-            own, top = meta["input_token_logprobs"], meta["input_top_logprobs"]
-            if [entry[1] for entry in own] != list(prompt.ids):
+            true_logprobs, top = meta["input_token_logprobs"], meta["input_top_logprobs"]
+            if [entry[1] for entry in true_logprobs] != list(prompt.ids):
                 raise self._fault("/generate", "log-probabilities of other tokens than were sent")
             ids = [[entry[1] for entry in top[row + 1]] for row in prompt.rows]
             logprobs = [[entry[0] for entry in top[row + 1]] for row in prompt.rows]
-            true = [own[row + 1][0] for row in prompt.rows]
+            true = [true_logprobs[row + 1][0] for row in prompt.rows]
             return top_logits(ids, logprobs, true, rows=len(prompt.rows), vocab=self._vocab)
         except VocabularyError as error:
             text = (
@@ -99,12 +99,12 @@ class Sglang:
         except (LookupError, TypeError) as error:
             raise self._fault("/generate", f"no log-probabilities of the prompt ({error!r})") from error
 
-    def _must_be_ours(self, served: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    def _check_served(self, served: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """Raise if name or architecture differ; only names are compared, since paths may differ on the server."""
-        ours = {self._checkpoint.name, self._checkpoint.resolve().name}
+        own_names = {self._checkpoint.name, self._checkpoint.resolve().name}
         names = [str(served.get(key, "")) for key in ("model_path", "served_model_name")]
         wrong = []
-        if not ours & {PurePosixPath(name).name for name in names if name}:
+        if not own_names & {PurePosixPath(name).name for name in names if name}:
             wrong.append(f"model_path {names[0][:200] or 'not told'}, expected {self._checkpoint}")
         wrong += [
             f"{key} {served[key]!s:.200}, expected {config[key]}"
@@ -124,22 +124,22 @@ class Sglang:
                 raise EngineRefusal(text or reply.reason, "prompt")
             if reply.status != HTTPStatus.OK:
                 raise self._fault(path, f"HTTP {reply.status} {reply.reason} {text}".strip())
-            return document(reply.body)
+            return parse_document(reply.body)
         except AnswerError as error:
             raise self._fault(path, str(error)) from error
         except TimeoutError as error:
-            raise self._late(path) from error
+            raise self._timed_out(path) from error
         except (HTTPException, OSError) as error:
             raise EnvironmentFault(f"{self._server.url}: no answer ({error})", hint=_HINT) from error
 
-    def _late(self, path: str) -> EnvironmentFault:
+    def _timed_out(self, path: str) -> EnvironmentFault:
         return EnvironmentFault(
             f"{self._server.url}{path}: no answer within {self._timeout:g} s", hint="--engine-timeout gives it more"
         )
 
-    def _fault(self, path: str, what: str) -> EnvironmentFault:
+    def _fault(self, path: str, message: str) -> EnvironmentFault:
         hint = "is it an SGLang server (0.5.23 is known to suit)?"
-        return EnvironmentFault(f"{self._server.url}{path}: {what}", hint=hint)
+        return EnvironmentFault(f"{self._server.url}{path}: {message}", hint=hint)
 
 
 @contextmanager

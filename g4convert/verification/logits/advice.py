@@ -29,7 +29,7 @@ from g4convert.planning.sizes import role_sizes
 from g4convert.planning.steps import make_plan
 from g4convert.quantities import size
 from g4convert.report import Finding, Severity
-from g4convert.verification.gates import outlook
+from g4convert.verification.gates import expected_severity
 from g4convert.verification.profiles import Profile
 
 _CALIBRATED: Final = (RecipeMethod.GPTQ, RecipeMethod.BEST)
@@ -85,7 +85,7 @@ class BetterRecipe:
         return "should pass" if self.passes else "should pass with a warning"
 
 
-def ways(
+def better_recipes(
     out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any], profile: Profile
 ) -> tuple[BetterRecipe, ...]:
     """Return the recipes that lose less than an output's: by size what should not fail, then the others by their loss.
@@ -96,36 +96,38 @@ def ways(
         metrics: metrics of the level.
         profile: limits of the loss.
     """
-    values, (name, recipe) = metrics["loss"], _recipe(out)
+    values, (name, recipe) = metrics["loss"], _recorded_recipe(out)
     judged = profile.thresholds.get("kl_mean")
     limit = judged.passes if judged else 0.0
     high = judged_kl(values)
 
-    def way(options: str, what: str, left: float, other: Recipe, end: str = "") -> BetterRecipe:
+    def way(options: str, what: str, share: float, other: Recipe, end: str = "") -> BetterRecipe:
         nbytes = None if source is None else sum(one.after for one in role_sizes(make_plan(source, other)))
-        kl, most = left * values["kl_mean"], left * high
-        said, name = outlook(most, profile), f"W{other.num_bits}A16{end}"
-        return BetterRecipe(options, what, kl, most, limit, said is Severity.PASS, said is Severity.FAIL, nbytes, name)
+        kl, most = share * values["kl_mean"], share * high
+        severity, name = expected_severity(most, profile), f"W{other.num_bits}A16{end}"
+        return BetterRecipe(
+            options, what, kl, most, limit, severity is Severity.PASS, severity is Severity.FAIL, nbytes, name
+        )
 
-    (known, model), found = _known(out, recipe), []
-    if own := known.get(recipe.method):
-        least = own
+    (losses, model), recipes = _measured_losses(out, recipe), []
+    if own_loss := losses.get(recipe.method):
+        least = own_loss
         for one in _CALIBRATED:
-            if known[one] < _LESS * least:
-                least, other = known[one], _with(recipe, method=one)
-                found.append(way(option_for(recipe, one), "4 bits, calibrated", least / own, other, f"-{one}"))
+            if losses[one] < _LESS * least:
+                least, other = losses[one], _change(recipe, method=one)
+                recipes.append(way(option_for(recipe, one), "4 bits, calibrated", least / own_loss, other, f"-{one}"))
         eight = load(EIGHT_BITS).recipe
         four = left_of(model, eight.group_size)[RecipeMethod.MSE]
-        found.append(way(f"-r {EIGHT_BITS}", "8 bits", OF_EIGHT * four / own, eight))
+        recipes.append(way(f"-r {EIGHT_BITS}", "8 bits", OF_EIGHT * four / own_loss, eight))
     roles = [row for row in metrics["blame"].get("loss", {}).get("rows", ()) if row["kind"] == "role"]
     for row in roles:
         others = sorted(one["module"] for one in roles if one is not row)
         if row["share"] > 0 and others:
-            packed = _with(recipe, pack=tuple(map(PackRole, others)))
+            packed = _change(recipe, pack=tuple(map(PackRole, others)))
             base = [f"-r {name}"] if name in shipped() and name != DEFAULT else []
             options = " ".join([*base, *(f"--pack {one}" for one in others)])
-            found.append(way(options, row["module"] + _KEPT, 1 - row["share"], packed, f"-{'-'.join(others)}"))
-    return tuple(sorted(found, key=lambda one: (one.fails, one.kl if one.fails else one.nbytes or 0, one.kl)))
+            recipes.append(way(options, row["module"] + _KEPT, 1 - row["share"], packed, f"-{'-'.join(others)}"))
+    return tuple(sorted(recipes, key=lambda one: (one.fails, one.kl if one.fails else one.nbytes or 0, one.kl)))
 
 
 def judged_kl(values: Mapping[str, float]) -> float:
@@ -133,7 +135,7 @@ def judged_kl(values: Mapping[str, float]) -> float:
     return values["kl_mean"] if math.isnan(values["kl_high"]) else values["kl_high"]
 
 
-def _recipe(out: Checkpoint) -> tuple[str, Recipe]:
+def _recorded_recipe(out: Checkpoint) -> tuple[str, Recipe]:
     """Return the recipe in an output's record, with its name; the default recipe if there is none that is valid."""
     values = dict(part(record(out.path), "recipe"))
     name = str(values.pop("name", DEFAULT))
@@ -143,7 +145,7 @@ def _recipe(out: Checkpoint) -> tuple[str, Recipe]:
         return DEFAULT, load(DEFAULT).recipe
 
 
-def _known(out: Checkpoint, recipe: Recipe) -> tuple[Mapping[RecipeMethod, float], str]:
+def _measured_losses(out: Checkpoint, recipe: Recipe) -> tuple[Mapping[RecipeMethod, float], str]:
     """Return what each method left of the real model that stands for an output's, and its name; empty if unknown.
 
     Args:
@@ -156,41 +158,41 @@ def _known(out: Checkpoint, recipe: Recipe) -> tuple[Mapping[RecipeMethod, float
     return measured_kl(recipe.group_size, has_experts=has_experts)
 
 
-def _with(recipe: Recipe, **values: object) -> Recipe:
+def _change(recipe: Recipe, **values: object) -> Recipe:
     return recipe.model_copy(update=values)
 
 
 def is_right(findings: Iterable[Finding]) -> bool:
     """Return whether the loss alone is too large: the packed path was judged, and nothing else fails."""
-    found = [one for one in findings if not one.code.startswith("logits.loss.")]
-    judged = any(one.code.startswith("logits.parity.") and one.severity is not Severity.INFO for one in found)
-    return judged and not any(one.severity is Severity.FAIL for one in found)
+    others = [one for one in findings if not one.code.startswith("logits.loss.")]
+    judged = any(one.code.startswith("logits.parity.") and one.severity is not Severity.INFO for one in others)
+    return judged and not any(one.severity is Severity.FAIL for one in others)
 
 
 def measured_on(out: Checkpoint) -> str:
     """Return the name of the real model that stands for an output's; empty where nothing like it was measured."""
-    return _known(out, _recipe(out)[1])[1]
+    return _measured_losses(out, _recorded_recipe(out)[1])[1]
 
 
-def with_advice(
-    findings: Iterable[Finding], found: Sequence[BetterRecipe], *, high: float, model: str
+def add_advice(
+    findings: Iterable[Finding], recipes: Sequence[BetterRecipe], *, high: float, model: str
 ) -> Iterator[Finding]:
     """Yield findings, with the ways as the remedy of failures, or else warnings, of the loss.
 
     Args:
         findings: findings of the level, of an output that is right.
-        found: recipes that lose less.
+        recipes: recipes that lose less.
         high: mean KL of the output that is judged, in nats.
         model: name of the real model whose losses are set in proportion.
     """
-    given = list(findings)
-    lost = [one for one in given if one.code.startswith("logits.loss.")]
+    all_findings = list(findings)
+    lost = [one for one in all_findings if one.code.startswith("logits.loss.")]
     worst = next((one for one in (Severity.FAIL, Severity.WARN) if any(loss.severity is one for loss in lost)), None)
-    useful = [one for one in found if not one.fails] or found
-    kept = [one.what.endswith(_KEPT) for one in useful]
-    scaled = [f"times the ratio of the two recipes on {model}"] if not all(kept) else []
-    how = " or ".join([*scaled, *(["less the kept part's share"] if any(kept) else [])])
+    useful = [one for one in recipes if not one.fails] or recipes
+    keeps_role = [one.what.endswith(_KEPT) for one in useful]
+    scaled = [f"times the ratio of the two recipes on {model}"] if not all(keeps_role) else []
+    how = " or ".join([*scaled, *(["less the kept part's share"] if any(keeps_role) else [])])
     here = f"{high:.2g} here{how and f', {how}'}"
     remedy = "\n".join([_RIGHT.format(here=here), *(one.line for one in useful), _FIT])
-    for one in given:
+    for one in all_findings:
         yield replace(one, remedy=remedy) if one in lost and one.severity is worst and not one.remedy else one

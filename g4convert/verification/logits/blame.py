@@ -25,7 +25,7 @@ from g4convert.names import Name
 from g4convert.progress import Progress
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.pairs import compare
-from g4convert.verification.logits.parts import decoder_layers, label, roots, swapped
+from g4convert.verification.logits.parts import decoder_layers, label, roots, swapping_module
 from g4convert.verification.logits.teacher import ModuleError, Teacher, culprits
 
 LIMITS: Final[Mapping[str, float]] = {"float32": 90.0, "bfloat16": 30.0, "float16": 45.0}
@@ -123,14 +123,14 @@ def examine(
     progress = progress or Progress()
     progress.step("comparing modules", len(probes), "prompts")
     words: dict[str, str] = {}
-    reference, candidate = (replace(one, whole=True) for one in (reference, candidate))
+    reference, candidate = (replace(model, whole=True) for model in (reference, candidate))
     with Teacher(reference.model, candidate.model, limit=limit) as teacher:
         for probe in probes:
-            with inputs.recorded(reference.model) as expected:
+            with inputs.recording_inputs(reference.model) as expected:
                 reference.run(probe)
-            with inputs.recorded(candidate.model) as found, inputs.resting_layers(candidate.model):
+            with inputs.recording_inputs(candidate.model) as actual, inputs.resting_layers(candidate.model):
                 candidate.run(probe)
-            words |= inputs.differences(expected, found, relative=10 ** (-limit / 20))
+            words |= inputs.differences(expected, actual, relative=10 ** (-limit / 20))
             progress.tick(1)
     progress.wait()
     return Examined(teacher.errors(), words)
@@ -163,7 +163,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limit
         The table.
     """
     progress = progress or Progress()
-    measure = _Measure(reference, candidate, probes, progress)
+    measure = _KlMeasure(reference, candidate, probes, progress)
     errors = examined.errors
     wrong = culprits(errors, limit)[:swaps]
     about = len(wrong) + len(examined.differences) + (0 if wrong else swaps + 4) + len(roles or {})
@@ -173,7 +173,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limit
     if sum(row.share for row in rows) < _EXPLAINED:
         rows += measure.forced(kl, examined.differences)
     if max((row.share for row in rows), default=0.0) < _EXPLAINED:
-        rows += _widely(measure, errors, kl, {row.module for row in rows}, swaps)
+        rows += _swap_layers(measure, errors, kl, {row.module for row in rows}, swaps)
     rows += (row for role, leaf in (roles or {}).items() for row in measure.of_role(role, leaf, kl))
     ranked = sorted(rows, key=lambda row: -row.share)
     names = tuple(probe.name for probe in probes)
@@ -181,8 +181,8 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limit
     return Blame(kl, measure.kl(nullcontext()), names, predictions, len(errors), tuple(ranked))
 
 
-def _widely(
-    measure: "_Measure", errors: Sequence[ModuleError], kl: float, known: set[str], swaps: int
+def _swap_layers(
+    measure: "_KlMeasure", errors: Sequence[ModuleError], kl: float, listed: set[str], swaps: int
 ) -> Iterator[Blamed]:
     """Swap the roots with the lowest SQNR, then those parts of the root with the largest share that swap alone."""
     by_name = {error.name: error for error in errors if error.sqnr != float("inf")}
@@ -191,16 +191,16 @@ def _widely(
     for error in worst[:swaps]:
         row = measure.swapped(error, kl)
         best = max(best, (row.share, error.name))
-        if row.module not in known:
+        if row.module not in listed:
             yield replace(row, kind="layer")
     inside = [error for name, error in by_name.items() if Name(name).owner == best[1]]
     parts = [error for error in inside if measure.place_of(error.name) == error.name]
     for error in sorted(parts, key=lambda error: error.sqnr)[:swaps]:
-        if error.label not in known:
+        if error.label not in listed:
             yield replace(measure.swapped(error, kl), kind="part")
 
 
-class _Measure:
+class _KlMeasure:
     """Measurement of the candidate's KL to the reference on the chosen probes, with one part of it swapped."""
 
     def __init__(
@@ -209,9 +209,9 @@ class _Measure:
         self._reference = reference
         self._candidate = candidate
         self._probes = probes
-        made = whole([reference.run(probe).rows for probe in probes])  # once, for every swap
-        self._together = HeldLogits(made)
-        self._logits = [HeldLogits(part) for part in torch.split(made, [len(probe.scored) for probe in probes])]
+        logits = whole([reference.run(probe).rows for probe in probes])  # once, for every swap
+        self._together = HeldLogits(logits)
+        self._logits = [HeldLogits(part) for part in torch.split(logits, [len(probe.scored) for probe in probes])]
         self._pages = {"reference": Page(), "candidate": Page()}
         self.roots = frozenset(roots(candidate.model))
         self._progress = progress
@@ -223,12 +223,12 @@ class _Measure:
 
     def _kl(self, outputs: Sequence[ProbeOutputs]) -> float:
         """Return the mean KL of the candidate's outputs; probes that share a head share one matrix product."""
-        parts = joined([one.rows for one in outputs])
+        parts = joined([output.rows for output in outputs])
         expected, targets = self._logits, [probe.targets for probe in self._probes]
         if len(parts) < len(expected):
             expected, targets = [self._together], [torch.cat(targets)]
         scores = zip(expected, parts, targets, strict=True)
-        total = sum(float(compare(known, part, true, self._pages).kl.sum()) for known, part, true in scores)
+        total = sum(float(compare(reference, part, true, self._pages).kl.sum()) for reference, part, true in scores)
         self._progress.tick(1)
         return total / len(self._together)
 
@@ -238,8 +238,8 @@ class _Measure:
         place = self.place_of(name)
         if place != name:
             note = f"{note}; swapped with all of {label(place)}".lstrip("; ")
-        left = self.kl(swapped(self._candidate.model, self._reference.model, place))
-        return Blamed(error.label, "module", _share(kl, left), left, error.sqnr, note)
+        remaining = self.kl(swapping_module(self._candidate.model, self._reference.model, place))
+        return Blamed(error.label, "module", _share(kl, remaining), remaining, error.sqnr, note)
 
     def of_role(self, role: str, leaf: str, kl: float) -> Iterator[Blamed]:
         """Replace the modules of one role in every layer by the reference's, and yield the role's row if possible."""
@@ -249,24 +249,24 @@ class _Measure:
             return
         with ExitStack() as stack:
             for name in names:
-                stack.enter_context(swapped(self._candidate.model, self._reference.model, name))
-            left = self.kl(nullcontext())
-        yield Blamed(role, "role", _share(kl, left), left, float("nan"), f"{leaf} of {len(names)} layers")
+                stack.enter_context(swapping_module(self._candidate.model, self._reference.model, name))
+            remaining = self.kl(nullcontext())
+        yield Blamed(role, "role", _share(kl, remaining), remaining, float("nan"), f"{leaf} of {len(names)} layers")
 
     def forced(self, kl: float, differences: Mapping[str, str]) -> Iterator[Blamed]:
         """Run the candidate with each differing mask, position or embedding of the reference in turn; yield its row."""
-        theirs: list[inputs.Inputs] = []
+        recorded: list[inputs.Inputs] = []
         for probe in self._probes if differences else ():
-            with inputs.recorded(self._reference.model) as expected:
+            with inputs.recording_inputs(self._reference.model) as expected:
                 self._reference.run(probe)
-            theirs.append(expected)
+            recorded.append(expected)
         for place, note in differences.items():
             outputs: list[ProbeOutputs] = []
-            for probe, given in zip(self._probes, theirs, strict=True):
-                with inputs.forced(self._candidate.model, given, place):
+            for probe, reference_inputs in zip(self._probes, recorded, strict=True):
+                with inputs.forcing_input(self._candidate.model, reference_inputs, place):
                     outputs.append(self._candidate.run(probe))
-            left = self._kl(outputs)
-            yield Blamed(f"inputs: {place}", "inputs", _share(kl, left), left, float("nan"), note)
+            remaining = self._kl(outputs)
+            yield Blamed(f"inputs: {place}", "inputs", _share(kl, remaining), remaining, float("nan"), note)
 
     def place_of(self, name: str) -> str:
         """Return the module to swap for `name`: its root, if weights are loaded only while the root runs."""
@@ -276,8 +276,8 @@ class _Measure:
         return root if any(tensor.is_meta for tensor in loaded) else name
 
 
-def _share(kl: float, left: float) -> float:
-    """Return the part of `kl` that is gone when `left` is left; 1 if `kl` is infinite and `left` is not."""
-    if kl in {0.0, left}:
+def _share(kl: float, remaining: float) -> float:
+    """Return the part of `kl` that is gone when `remaining` is left; 1 if `kl` is infinite and `remaining` is not."""
+    if kl in {0.0, remaining}:
         return 0.0
-    return 1.0 if kl == float("inf") else 1 - left / kl
+    return 1.0 if kl == float("inf") else 1 - remaining / kl

@@ -94,8 +94,8 @@ class Captured:
             raise InputError(f"{path}: not a stored reference", hint=hint)
         facts = parse_object(metadata[_FACTS].encode(), f"{path}: its metadata", _AGAIN)
         if facts.get("metrics_version") != METRICS_VERSION:
-            found = f"metrics version {facts.get('metrics_version')!s:.20}, expected {METRICS_VERSION}"
-            raise InputError(f"{path}: {found}", hint="store the reference again with this version")
+            text = f"metrics version {facts.get('metrics_version')!s:.20}, expected {METRICS_VERSION}"
+            raise InputError(f"{path}: {text}", hint="store the reference again with this version")
         if facts.pop(DIGEST, None) != digest(facts, tensors):
             raise FormatError(f"{path}: damaged: its content has another digest than it says", hint=_AGAIN)
         return cls._of(path, facts, tensors)
@@ -107,12 +107,12 @@ class Captured:
         wrong: list[str] = []
         try:
             for number, (name, bucket, arguments) in enumerate(facts["probes"][:MOST_PROBES]):
-                mine = _under(tensors, str(number))
-                probe = Probe(str(name), str(bucket), _decoded(arguments, tensors), mine["response"], mine["targets"])
-                kept[probe.name] = _kept(mine)
+                mine = _select(tensors, str(number))
+                probe = Probe(str(name), str(bucket), _decode(arguments, tensors), mine["response"], mine["targets"])
+                kept[probe.name] = _probe_of(mine)
                 wrong += (f"{number}.{fault}" for fault in faults_of(probe, kept[probe.name]))
                 probes.append(probe)
-            matrices = {int(width): matrix for width, matrix in _under(tensors, "projection").items()}
+            matrices = {int(width): matrix for width, matrix in _select(tensors, "projection").items()}
         except KeyError as error:
             raise FormatError(f"{path}: a stored reference without {error}", hint=_AGAIN) from error
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -127,8 +127,8 @@ class Captured:
         if wrong:
             text = f"{path}: a stored reference whose tensors are of other shapes than its probes need"
             raise FormatError(text, offenders=wrong, hint=_AGAIN)
-        others = {key: value for key, value in facts.items() if key != "probes"}
-        return cls(tuple(probes), kept, Projection(matrices=matrices), others)
+        other_facts = {key: value for key, value in facts.items() if key != "probes"}
+        return cls(tuple(probes), kept, Projection(matrices=matrices), other_facts)
 
     def check_fits(self, path: Path, config: Config) -> None:
         """Raise if the reference cannot be of the model that is judged.
@@ -147,10 +147,10 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
     path: Path,
     *,
     source: str,
-    facts: Mapping[str, str] | None = None,
-    overwrite: bool = True,
-    check: Callable[[], None] = lambda: None,
-    progress: Progress | None = None,
+    facts: Mapping[str, str],
+    overwrite: bool,
+    check: Callable[[], None],
+    progress: Progress,
 ) -> Captured:
     """Run a reference on probes, and store its outputs.
 
@@ -171,43 +171,46 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
         UsageError: a file is there that may not be replaced.
     """
     projection = Projection()
-    told = progress or Progress()
-    told.step("running the model", sum(probe.response.numel() for probe in probes), "")
+    progress.step("running the model", sum(probe.response.numel() for probe in probes), "")
 
     def keep(probe: Probe, outputs: ProbeOutputs) -> KeptProbe:
-        told.tick(probe.response.numel())
+        progress.tick(probe.response.numel())
         top = 0 if outputs.rows.width <= FULL_VOCABULARY else TOP
         kept = KeptProbe.of(probe, outputs, projection=projection, top=top)
         return kept if top else replace(kept, logits=HeldLogits(outputs.logits.clone(), outputs.raw_logits))
 
     kept = run_all(candidate, probes, keep)
     check()
-    tensors: dict[str, torch.Tensor] = {}
-    described = []
-    for number, (probe, one) in enumerate(zip(probes, kept, strict=True)):
-        described.append((probe.name, probe.bucket, _encoded(probe.arguments, f"{number}.arguments", tensors)))
-        tensors |= {f"{number}.{key}": value for key, value in _stored(probe, one).items()}
-    tensors |= {f"projection.{width}": matrix for width, matrix in projection.matrices.items()}
-    others = {
+    versions = {
         "metrics_version": METRICS_VERSION,
         "source": source,
         "g4convert": __version__,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
-        **(facts or {}),
     }
-    stored = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    said = json.loads(json.dumps(others | {"probes": described}))
-    metadata = {_FACTS: json.dumps(said | {DIGEST: digest(said, stored)})}
-    write_whole(
-        path, save(stored, metadata=metadata), overwrite=overwrite
-    )  # save_file would make it readable by its owner only
-    return Captured(
-        tuple(probes), {probe.name: one for probe, one in zip(probes, kept, strict=True)}, projection, others
-    )
+    by_name = {probe.name: outputs for probe, outputs in zip(probes, kept, strict=True)}
+    captured = Captured(tuple(probes), by_name, projection, {**versions, **facts})
+    _save(captured, path, overwrite=overwrite)
+    return captured
 
 
-def _stored(probe: Probe, kept: KeptProbe) -> dict[str, torch.Tensor]:
+def _save(captured: Captured, path: Path, *, overwrite: bool) -> None:
+    """Write a stored reference."""
+    tensors: dict[str, torch.Tensor] = {}
+    described = []
+    for number, probe in enumerate(captured.probes):
+        described.append((probe.name, probe.bucket, _encode(probe.arguments, f"{number}.arguments", tensors)))
+        outputs = _tensors_of(probe, captured.kept[probe.name])
+        tensors |= {f"{number}.{key}": value for key, value in outputs.items()}
+    tensors |= {f"projection.{width}": matrix for width, matrix in captured.projection.matrices.items()}
+    contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    facts = json.loads(json.dumps({**captured.facts, "probes": described}))
+    metadata = {_FACTS: json.dumps(facts | {DIGEST: digest(facts, contiguous)})}
+    content = save(contiguous, metadata=metadata)  # save_file would make the file readable by its owner only
+    write_whole(path, content, overwrite=overwrite)
+
+
+def _tensors_of(probe: Probe, kept: KeptProbe) -> dict[str, torch.Tensor]:
     """Return the tensors of one probe and its outputs by name, without the arguments."""
     tensors = {"response": probe.response, "targets": probe.targets}
     match kept.logits:
@@ -223,9 +226,9 @@ def _stored(probe: Probe, kept: KeptProbe) -> dict[str, torch.Tensor]:
     return tensors | {name: value.int() for name, value in tensors.items() if name.startswith("routers.")}
 
 
-def _kept(tensors: Mapping[str, torch.Tensor]) -> KeptProbe:
-    """Return the outputs of a probe from the tensors that `_stored` returned."""
-    layers, embedders, routers = (_under(tensors, kind) for kind in _STATES)
+def _probe_of(tensors: Mapping[str, torch.Tensor]) -> KeptProbe:
+    """Return the outputs of a probe from the tensors that `_tensors_of` returned."""
+    layers, embedders, routers = (_select(tensors, kind) for kind in _STATES)
     states = LayerStates(layers, embedders, {name: chosen.long() for name, chosen in routers.items()})
     if "logits" in tensors:
         return KeptProbe(HeldLogits(tensors["logits"], tensors.get("raw_logits")), states)
@@ -233,43 +236,43 @@ def _kept(tensors: Mapping[str, torch.Tensor]) -> KeptProbe:
     return KeptProbe(TopLogits(**top | {"ids": top["ids"].long()}), states)
 
 
-def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _select(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """Return the tensors under a prefix, by the rest of the name; layer 10 comes after layer 9, unlike in the file."""
     start = f"{prefix}."
-    found = [name.removeprefix(start) for name in tensors if name.startswith(start)]
-    return {name: tensors[start + name] for name in sorted(found, key=_by_number)}
+    names = [name.removeprefix(start) for name in tensors if name.startswith(start)]
+    return {name: tensors[start + name] for name in sorted(names, key=_split_numbers)}
 
 
-def _by_number(name: str) -> list[tuple[int, str]]:
+def _split_numbers(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
-def _encoded(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 -- arguments of a forward
+def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 -- arguments of a forward
     """Return nested arguments as JSON; tensors are added to `tensors` under their names."""
     match value:
         case torch.Tensor():
             tensors[name] = value
             return {"tensor": name}
         case Mapping():
-            return {"mapping": {key: _encoded(item, f"{name}.{key}", tensors) for key, item in value.items()}}
+            return {"mapping": {key: _encode(item, f"{name}.{key}", tensors) for key, item in value.items()}}
         case tuple() | list():
-            items = [_encoded(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
+            items = [_encode(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
             return {"tuple" if isinstance(value, tuple) else "list": items}
         case _:
             return {"value": value}
 
 
-def _decoded(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:  # noqa: ANN401
-    """Return the arguments that `_encoded` encoded."""
+def _decode(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:  # noqa: ANN401
+    """Return the arguments that `_encode` encoded."""
     ((kind, content),) = value.items()
     match kind:
         case "tensor":
             return tensors[content]
         case "mapping":
-            return {key: _decoded(item, tensors) for key, item in content.items()}
+            return {key: _decode(item, tensors) for key, item in content.items()}
         case "tuple":
-            return tuple(_decoded(item, tensors) for item in content)
+            return tuple(_decode(item, tensors) for item in content)
         case "list":
-            return [_decoded(item, tensors) for item in content]
+            return [_decode(item, tensors) for item in content]
         case _:
             return content

@@ -21,11 +21,11 @@ from g4convert.progress import peak_memory
 from g4convert.quantities import duration, plural, rough_size
 from g4convert.verification.probes.media import MEDIA
 
-_TRIAL: Final = (64, 1024, 4096)
+_TRIAL_SIZES: Final = (64, 1024, 4096)
 _TRIALS: Final = 5
-_LONG: Final = 300
+_MIN_TOLD_SECONDS: Final = 300
 """Seconds from which the time is told; a shorter one is seen by the progress."""
-_SLOWEST: Final = 1e9
+_LEAST_SPEED: Final = 1e9
 """Operations per second of any machine: where they suffice, its own are not measured."""
 
 
@@ -59,7 +59,10 @@ class ComparisonCost:
         config = model.config.get_text_config()
         tokens = sum(probe.response.numel() for probe in probes)
         predictions = sum(len(probe.targets) for probe in probes)
-        body, head = 2.0 * _active(model, config) * tokens, 2.0 * config.vocab_size * config.hidden_size * predictions
+        body, head = (
+            2.0 * _active_weights(model, config) * tokens,
+            2.0 * config.vocab_size * config.hidden_size * predictions,
+        )
         states = 2 * 4 * tokens * config.hidden_size * config.num_hidden_layers
         pages = models * PIECE * 4 * (1 + (config.final_logit_softcapping is not None))
         media = sum(probe.bucket in MEDIA for probe in probes)
@@ -71,8 +74,10 @@ class ComparisonCost:
         Args:
             origin: whose prompts they are: `bundled`, `stored` or `own`.
         """
-        seconds = self.operations / (_speed() if self.operations > _LONG * _SLOWEST else _SLOWEST)
-        time = f", about {duration(60 * round(seconds / 60))}" if seconds >= _LONG else ""
+        seconds = self.operations / (
+            _measure_speed() if self.operations > _MIN_TOLD_SECONDS * _LEAST_SPEED else _LEAST_SPEED
+        )
+        time = f", about {duration(60 * round(seconds / 60))}" if seconds >= _MIN_TOLD_SECONDS else ""
         yours = " (--prompts takes yours)" if origin == "bundled" else ""
         prompts = plural(self.probes, f"{origin} prompt")
         if origin == "own" and self.media:
@@ -83,19 +88,19 @@ class ComparisonCost:
         return f"{run}, about {rough_size(self.memory)} of memory{time}"
 
 
-def _active(model: Model, config: Config) -> float:
+def _active_weights(model: Model, config: Config) -> float:
     """Return the number of weights of the decoder's layers that are active for one token."""
     share = (getattr(config, "top_k_experts", None) or 1) / (getattr(config, "num_experts", None) or 1)
-    found: float = sum(
+    count: float = sum(
         parameter.numel() * (share if ".experts." in name else 1.0)
         for name, parameter in model.get_decoder().layers.named_parameters()
     )
-    return found
+    return count
 
 
-def _speed() -> float:
+def _measure_speed() -> float:
     """Measure operations per second on a matrix product: the fastest of several, as other programs may run."""
-    rows, inner, columns = _TRIAL
+    rows, inner, columns = _TRIAL_SIZES
     a, b = torch.ones(rows, inner), torch.ones(columns, inner)
     seconds = []
     for _ in range(_TRIALS):

@@ -27,26 +27,26 @@ _ARGUMENTS: Final = {"attention_mask": "attention mask", "position_embeddings": 
 
 
 @contextmanager
-def recorded(model: Model) -> Iterator[Inputs]:
+def recording_inputs(model: Model) -> Iterator[Inputs]:
     """Record the inputs of a model's decoder layers during one forward inside."""
-    found: Inputs = {}
+    recorded: Inputs = {}
     kinds = model.config.get_text_config().layer_types
 
     def before(_: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, number: int) -> None:
         if number == 0:
-            found[EMBEDDINGS] = (args[0].clone(),)
-        found[EMBEDDINGS] += tuple(given.clone() for given in args[1:] if isinstance(given, torch.Tensor))
+            recorded[EMBEDDINGS] = (args[0].clone(),)
+        recorded[EMBEDDINGS] += tuple(value.clone() for value in args[1:] if isinstance(value, torch.Tensor))
         for argument, words in _ARGUMENTS.items():
             value = kwargs.get(argument)
             place = f"{words} of {kinds[number]}"
-            if place not in found:
-                found[place] = () if value is None else value if isinstance(value, tuple) else (value,)
+            if place not in recorded:
+                recorded[place] = () if value is None else value if isinstance(value, tuple) else (value,)
 
     with ExitStack() as stack:
         for number, layer in enumerate(decoder_layers(model).values()):
             hook = partial(before, number=number)
             stack.enter_context(layer.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
-        yield found
+        yield recorded
 
 
 @contextmanager
@@ -74,24 +74,24 @@ def differences(reference: Inputs, candidate: Inputs, *, relative: float) -> dic
         candidate: recorded inputs of the candidate.
         relative: differences up to this part of the largest value count as rounding.
     """
-    found = {}
+    notes = {}
     for place, expected in reference.items():
         other = candidate.get(place, ())
         if len(expected) != len(other) or any(a.shape != b.shape for a, b in zip(expected, other, strict=True)):
             shapes = [[list(tensor.shape) for tensor in tensors] or "none" for tensors in (expected, other)]
-            found[place] = f"{shapes[1]}, expected {shapes[0]}"
+            notes[place] = f"{shapes[1]}, expected {shapes[0]}"
             continue
-        wrong = [_wrong(a, b, relative) for a, b in zip(expected, other, strict=True)]
+        wrong = [_differing_elements(a, b, relative) for a, b in zip(expected, other, strict=True)]
         if count := sum(int(entries.sum()) for entries in wrong):
-            found[place] = f"{count} of {sum(entries.numel() for entries in wrong)} entries differ"
+            notes[place] = f"{count} of {sum(entries.numel() for entries in wrong)} entries differ"
             if place == EMBEDDINGS:
                 rows = wrong[0].any(-1).nonzero()[:, 1].unique().tolist()  # type: ignore[no-untyped-call]
-                found[place] += f", at {len(rows)} positions, the first {rows[0]}"
-    return found
+                notes[place] += f", at {len(rows)} positions, the first {rows[0]}"
+    return notes
 
 
 @contextmanager
-def forced(model: Model, inputs: Inputs, place: str) -> Iterator[None]:
+def forcing_input(model: Model, inputs: Inputs, place: str) -> Iterator[None]:
     """Replace one input (`place`) of a model's decoder layers by its value in `inputs` during forwards inside."""
     kinds = model.config.get_text_config().layer_types
     with ExitStack() as stack:
@@ -112,18 +112,18 @@ def forced(model: Model, inputs: Inputs, place: str) -> Iterator[None]:
         yield
 
 
-def _with_embeddings(args: tuple[Any, ...], given: tuple[torch.Tensor, ...], number: int) -> tuple[Any, ...]:
+def _with_embeddings(args: tuple[Any, ...], embeddings: tuple[torch.Tensor, ...], number: int) -> tuple[Any, ...]:
     """Return the positional arguments of layer `number`, with embeddings replaced by `given`."""
-    states, *each = given
+    states, *per_layer = embeddings
     first = states if number == 0 else args[0]
-    return (first, each[number], *args[2:]) if each else (first, *args[1:])
+    return (first, per_layer[number], *args[2:]) if per_layer else (first, *args[1:])
 
 
-def _wrong(expected: torch.Tensor, found: torch.Tensor, relative: float) -> torch.Tensor:
+def _differing_elements(expected: torch.Tensor, actual: torch.Tensor, relative: float) -> torch.Tensor:
     """Return a mask, bool of the tensors' shape, of the elements that differ by more than rounding."""
-    if torch.bool in {expected.dtype, found.dtype}:
-        return expected.bool() != found.bool()
-    a, b = expected.float(), found.float()
+    if torch.bool in {expected.dtype, actual.dtype}:
+        return expected.bool() != actual.bool()
+    a, b = expected.float(), actual.float()
     finite = a.isfinite() & (a > torch.finfo(torch.bfloat16).min / 2)
     scale = a[finite].abs().amax().clamp(min=1e-30) if bool(finite.any()) else torch.tensor(1.0)
     return ~((a - b).abs() <= relative * scale) & (a != b)

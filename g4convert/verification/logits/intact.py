@@ -37,11 +37,11 @@ def digest(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str
     Returns:
         32 hexadecimal digits.
     """
-    found = xxh3_128(json.dumps(dict(facts), sort_keys=True).encode())
+    state = xxh3_128(json.dumps(dict(facts), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
-        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        state.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
+        state.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 def faults_of(probe: Probe, kept: KeptProbe) -> Iterator[str]:
@@ -73,11 +73,11 @@ def faults_of(probe: Probe, kept: KeptProbe) -> Iterator[str]:
             expected["top.logprobs"] = kept.logits.logprobs, torch.float32, (count, width)
             expected["top.log_sum_exp"] = kept.logits.log_sum_exp, torch.float32, (count,)
             expected["top.target_logprob"] = kept.logits.target_logprob, torch.float32, (count,)
-    yield from _unlike(expected)
-    yield from _of_states(probe, kept)
+    yield from _tensor_faults(expected)
+    yield from _state_faults(probe, kept)
 
 
-def _of_states(probe: Probe, kept: KeptProbe) -> Iterator[str]:
+def _state_faults(probe: Probe, kept: KeptProbe) -> Iterator[str]:
     """Yield a message for each table of states or chosen experts that has not one row per token, padding aside."""
     tokens = int(probe.attended.sum())
     states = {**kept.states.layers, **kept.states.routers}
@@ -86,7 +86,7 @@ def _of_states(probe: Probe, kept: KeptProbe) -> Iterator[str]:
             yield f"{name}: {[*tensor.shape]}, expected {tokens} rows"
 
 
-def _unlike(expected: Mapping[str, _Expected]) -> Iterator[str]:
+def _tensor_faults(expected: Mapping[str, _Expected]) -> Iterator[str]:
     for name, (tensor, dtype, shape) in expected.items():
         if tensor.dtype is not dtype or tensor.shape != shape:
             found = f"{str(tensor.dtype).removeprefix('torch.')} {[*tensor.shape]}"
@@ -106,7 +106,7 @@ def misfits(probes: Iterable[Probe], kept: Mapping[str, KeptProbe], config: Conf
             case HeldLogits(after):
                 if after.shape[-1] != text.vocab_size:
                     yield f"{probe.name}: logits of {after.shape[-1]} tokens, the model has {text.vocab_size}"
-        low, high = (int(getattr(torch.cat([one.flatten() for one in named]), end)()) for end in ("min", "max"))
+        low, high = (int(getattr(torch.cat([tensor.flatten() for tensor in named]), end)()) for end in ("min", "max"))
         if low < 0 or high >= text.vocab_size:
             yield f"{probe.name}: tokens {low} to {high}, the model has {text.vocab_size}"
         layers = sum(Name(name).layer is not None for name in kept[probe.name].states.layers)

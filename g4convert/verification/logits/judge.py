@@ -29,11 +29,11 @@ from g4convert.verification.gates import judge
 from g4convert.verification.logits.capture import Captured
 from g4convert.verification.logits.kept import KeptProbe, Projection
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, Metrics
-from g4convert.verification.logits.noise import EPSILON, Floor, floor, noisy
+from g4convert.verification.logits.noise import EPSILON, Floor, adding_noise, floor
 from g4convert.verification.logits.pairs import Pair, score_pairs
 from g4convert.verification.logits.parts import decoder_layers
 from g4convert.verification.logits.scores import TopLogits
-from g4convert.verification.logits.teacher import like
+from g4convert.verification.logits.teacher import adapt_arguments
 from g4convert.verification.logits.trace import Models, trace
 from g4convert.verification.probes.suite import digest
 from g4convert.verification.profiles import METRICS_VERSION, Profile
@@ -96,7 +96,7 @@ class _Passes:
 
         run = self.probes if probes is None else probes
         self.progress.step(f"running {_TITLES[name]}", sum(probe.response.numel() for probe in run), "")
-        self.kept[name] = {probe.name: one for probe, one in zip(run, run_all(candidate, run, keep), strict=True)}
+        self.kept[name] = {probe.name: kept for probe, kept in zip(run, run_all(candidate, run, keep), strict=True)}
         if against is not None:
             self.comparisons[against, name] = comparison
 
@@ -104,15 +104,15 @@ class _Passes:
         """Return each candidate's distance from its reference."""
         together: dict[tuple[str, ...], list[Pair]] = {}
         for pair in self.comparisons:
-            together.setdefault(self._scored(pair[1]), []).append(pair)
+            together.setdefault(self._scored_probes(pair[1]), []).append(pair)
         probes = {probe.name: probe for probe in self.probes}
         for names, pairs in together.items():
-            some = [probes[name] for name in names]
-            self.progress.step("comparing logits", sum(len(probe.targets) for probe in some), "")
-            self._score(pairs, some)
+            scored = [probes[name] for name in names]
+            self.progress.step("comparing logits", sum(len(probe.targets) for probe in scored), "")
+            self._score(pairs, scored)
         return {name: comparison.metrics() for (_, name), comparison in self.comparisons.items()}
 
-    def _scored(self, name: str) -> tuple[str, ...]:
+    def _scored_probes(self, name: str) -> tuple[str, ...]:
         """Return the names of probes that a model has run and that have predictions to score."""
         return tuple(probe.name for probe in self.probes if len(probe.scored) and probe.name in self.kept[name])
 
@@ -123,8 +123,8 @@ class _Passes:
         scored = score_pairs(named, pairs, [probe.targets for probe in probes], tell=self.progress.tick)
         for pair, scores in scored.items():
             bounded = isinstance(named[pair[0]][0], TopLogits)
-            for probe, one in zip(probes, scores, strict=True):
-                self.comparisons[pair].add_scores(probe, one, lower_bound=bounded)
+            for probe, probe_scores in zip(probes, scores, strict=True):
+                self.comparisons[pair].add_scores(probe, probe_scores, lower_bound=bounded)
 
 
 def check_logits(
@@ -133,7 +133,7 @@ def check_logits(
     *,
     loss: Profile,
     parity: Profile,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> Judged:
     """Judge loss and parity, and name the modules that cause a failure.
 
@@ -150,8 +150,8 @@ def check_logits(
     stored = models.reference if isinstance(models.reference, Captured) else None
     probes = probes or (stored.probes if stored else ())
     findings: list[Finding] = []
-    passes = _Passes(probes, *_economy(models.dequantized.model, probes, stored), progress or Progress())
-    measured, noise = _measure(models, passes)
+    passes = _Passes(probes, *_choose_storage(models.dequantized.model, probes, stored), progress)
+    measured, noise = _run_passes(models, passes)
     dtype = dtype_name(models.dequantized.model)
     for profile in (loss, parity):
         if profile.compares in measured:
@@ -165,11 +165,11 @@ def check_logits(
         "kl_histogram_edges": list(HISTOGRAM_EDGES),
         "profiles": {profile.compares: profile.model_dump(by_alias=True) for profile in (loss, parity)},
     }
-    metrics |= {kind: asdict(one) for kind, one in measured.items()}
-    return Judged((*findings, *inside), metrics | {"blame": {kind: asdict(one) for kind, one in blamed.items()}})
+    metrics |= {kind: asdict(compared) for kind, compared in measured.items()}
+    return Judged((*findings, *inside), metrics | {"blame": {kind: asdict(table) for kind, table in blamed.items()}})
 
 
-def _economy(model: Model, probes: Sequence[Probe], stored: Captured | None) -> tuple[Projection | None, int]:
+def _choose_storage(model: Model, probes: Sequence[Probe], stored: Captured | None) -> tuple[Projection | None, int]:
     """Return the projection of kept hidden states (None keeps them whole), and the number of experts in a layer."""
     config = model.config.get_text_config()
     tokens = sum(probe.response.numel() for probe in probes)
@@ -178,7 +178,7 @@ def _economy(model: Model, probes: Sequence[Probe], stored: Captured | None) -> 
     return projection, getattr(config, "num_experts", None) or 0
 
 
-def _for_noise(models: Models, passes: _Passes) -> Sequence[Probe]:
+def _choose_noise_probes(models: Models, passes: _Passes) -> Sequence[Probe]:
     """Return the probes that the floor is measured on.
 
     The floor of a dense model in float32 is millions of times below every limit, so one probe of each bucket is enough.
@@ -189,7 +189,7 @@ def _for_noise(models: Models, passes: _Passes) -> Sequence[Probe]:
     return list({probe.bucket: probe for probe in reversed(passes.probes)}.values())[::-1]
 
 
-def _measure(models: Models, passes: _Passes) -> tuple[dict[str, Metrics], Floor]:
+def _run_passes(models: Models, passes: _Passes) -> tuple[dict[str, Metrics], Floor]:
     """Run every pass over the probes; return the metrics of `loss` and `parity` by name, and the floor."""
     original = None
     match models.reference:
@@ -205,15 +205,15 @@ def _measure(models: Models, passes: _Passes) -> tuple[dict[str, Metrics], Floor
     model = models.dequantized.model
     dtype = dtype_name(model)
     passes.progress.say(f"running them again with tiny noise, to see how much KL {dtype} rounding alone makes")
-    with noisy(list(decoder_layers(model).values()), EPSILON[dtype], seed=_SEED):
-        passes.run("noise", models.dequantized, against=_DEQUANTIZED, probes=_for_noise(models, passes))
+    with adding_noise(list(decoder_layers(model).values()), EPSILON[dtype], seed=_SEED):
+        passes.run("noise", models.dequantized, against=_DEQUANTIZED, probes=_choose_noise_probes(models, passes))
     if models.rounded is not None:
         wide = models.rounded.model
-        wider = [replace(probe, arguments=like(probe.arguments, model, wide)) for probe in passes.probes]
+        wider = [replace(probe, arguments=adapt_arguments(probe.arguments, model, wide)) for probe in passes.probes]
         passes.run("rounding", models.rounded, against=_DEQUANTIZED, probes=wider)
     passes.progress.say("running the packed weights")
     passes.run("parity", models.candidate, against=_DEQUANTIZED)
     passes.progress.say("comparing their logits")
-    found = passes.measured()
-    measured = {kind: found[name] for kind, name in (("loss", _DEQUANTIZED), ("parity", "parity")) if name in found}
-    return measured, floor({name: found[name] for name in _NOISES if name in found})
+    metrics = passes.measured()
+    measured = {kind: metrics[name] for kind, name in (("loss", _DEQUANTIZED), ("parity", "parity")) if name in metrics}
+    return measured, floor({name: metrics[name] for name in _NOISES if name in metrics})

@@ -56,12 +56,12 @@ class LayerStates:
         """Return the states of one probe's outputs, projected; a `projection` of None keeps them whole."""
         attended = probe.attended
 
-        def kept(states: torch.Tensor) -> torch.Tensor:
+        def keep(states: torch.Tensor) -> torch.Tensor:
             return states if projection is None else projection(states)
 
         return cls(
-            layers={name: kept(states[attended]) for name, states in outputs.layers.items()},
-            embedders={name: kept(states) for name, states in sorted(outputs.embedders.items())},
+            layers={name: keep(states[attended]) for name, states in outputs.layers.items()},
+            embedders={name: keep(states) for name, states in sorted(outputs.embedders.items())},
             routers={name: chosen[attended] for name, chosen in outputs.routers.items()},
         )
 

@@ -32,6 +32,8 @@ HISTOGRAM_EDGES: Final = tuple(10 ** (power / 4) for power in range(-48, 9))
 
 _CONFIDENCE_EDGES: Final = (0.0, 0.5, 0.8, CONFIDENT, 0.99, 1.0)
 _RESAMPLES: Final = 2000
+_MAX_EXPONENT: Final = 700
+"""Exponents from which e^x counts as infinite; math.exp raises OverflowError above ln(largest float64), 709.78."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +135,12 @@ class Comparison:
 
     def add_states(self, probe: Probe, reference: KeptProbe, outputs: ProbeOutputs) -> None:
         """Add the hidden states and chosen experts of one probe; its scores are added by `add_scores`."""
-        expected, found = reference.states, LayerStates.of(probe, outputs, self._projection)
-        add_states(self._layers, expected.layers, found.layers)
-        add_states(self._embedders, expected.embedders, found.embedders)
+        expected, states = reference.states, LayerStates.of(probe, outputs, self._projection)
+        add_states(self._layers, expected.layers, states.layers)
+        add_states(self._embedders, expected.embedders, states.embedders)
         for name, chosen in expected.routers.items():
-            if name in found.routers:
-                self._routers.setdefault(name, RouterSums(self._experts)).add(chosen, found.routers[name])
+            if name in states.routers:
+                self._routers.setdefault(name, RouterSums(self._experts)).add(chosen, states.routers[name])
 
     def add_scores(self, probe: Probe, scores: TokenScores, *, lower_bound: bool) -> None:
         """Add the scores of one probe's rows; an engine gives nothing but these.
@@ -159,7 +161,7 @@ class Comparison:
         scores = TokenScores.cat(self._scores)
         sequences = torch.cat(self._sequences)
         kl = scores.kl
-        low, high = _interval(kl, sequences, self._seed)
+        low, high = _bootstrap(kl, sequences, self._seed)
         quantiles = _quantiles(kl, (0.5, 0.99, 0.999))
         confident = scores.confidence >= CONFIDENT
         layers = tuple(sums.metrics(name) for name, sums in self._layers.items())
@@ -214,7 +216,7 @@ class Comparison:
             )
 
 
-def _interval(kl: torch.Tensor, sequences: torch.Tensor, seed: int) -> tuple[float, float]:
+def _bootstrap(kl: torch.Tensor, sequences: torch.Tensor, seed: int) -> tuple[float, float]:
     """Return the 95 % interval of the mean by bootstrap over whole sequences; nan with fewer than two sequences."""
     counts = torch.bincount(sequences)
     sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, sequences, kl)
@@ -244,14 +246,14 @@ def _rms(values: torch.Tensor) -> float:
 
 def _ppl_ratio(scores: TokenScores) -> float:
     exponent = float((scores.reference_logprob - scores.candidate_logprob).mean())
-    return math.exp(exponent) if exponent < 700 else math.inf
+    return math.exp(exponent) if exponent < _MAX_EXPONENT else math.inf
 
 
 def _by_confidence(scores: TokenScores) -> Iterable[Agreement]:
     for low, high in pairwise(_CONFIDENCE_EDGES):
         below = scores.confidence <= high if high == 1.0 else scores.confidence < high
-        here = (scores.confidence >= low) & below
-        yield Agreement(low, high, int(here.sum()), _share(scores.agrees[here]))
+        in_band = (scores.confidence >= low) & below
+        yield Agreement(low, high, int(in_band.sum()), _share(scores.agrees[in_band]))
 
 
 def _histogram(kl: torch.Tensor) -> tuple[int, ...]:

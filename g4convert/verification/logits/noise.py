@@ -43,7 +43,7 @@ class Floor:
         metrics = list(self.sources.values())
         return {
             "values": dict(self.values),
-            "sources": {name: one.values for name, one in self.sources.items()},
+            "sources": {name: source.values for name, source in self.sources.items()},
             "kl_histogram": [sum(bins) for bins in zip(*(one.kl_histogram for one in metrics), strict=True)],
             "layers": [
                 {"name": layers[0].name, "sqnr": min(layer.sqnr for layer in layers)}
@@ -57,13 +57,13 @@ def floor(sources: Mapping[str, Metrics]) -> Floor:
     values: dict[str, float] = {}
     for metrics in sources.values():
         for name, value in metrics.values.items():
-            known = values.get(name, math.nan)
-            if name not in _NOT_COMPARED and (math.isnan(known) or worse(name, value, known)):
+            worst = values.get(name, math.nan)
+            if name not in _NOT_COMPARED and (math.isnan(worst) or is_worse(name, value, worst)):
                 values[name] = value
     return Floor(values, sources)
 
 
-def worse(name: str, value: float, other: float) -> bool:
+def is_worse(name: str, value: float, other: float) -> bool:
     """Return whether one value of a metric is worse than another; comparisons with nan are false."""
     if name in _AWAY_FROM_ONE:
         return abs(value - 1) > abs(other - 1)
@@ -71,7 +71,7 @@ def worse(name: str, value: float, other: float) -> bool:
 
 
 @contextmanager
-def noisy(layers: Sequence[Model], epsilon: float, *, seed: int) -> Iterator[None]:
+def adding_noise(layers: Sequence[Model], epsilon: float, *, seed: int) -> Iterator[None]:
     """Multiply the output of each layer by 1 + epsilon N(0, 1) during forwards inside.
 
     Args:

@@ -38,18 +38,18 @@ def score_pairs(
     Returns:
         The scores of each probe, by pair.
     """
-    counts = [len(one) for one in targets]
-    together = {name: _together(parts) for name, parts in named.items()}
+    counts = [len(probe_targets) for probe_targets in targets]
+    together = {name: _concatenate(parts) for name, parts in named.items()}
     whole = [torch.cat(list(targets))] if all(len(parts) == 1 for parts in together.values()) else list(targets)
     if len(whole) == len(targets):
         together = {name: list(parts) for name, parts in named.items()}
-    found: dict[Pair, list[TokenScores]] = {pair: [] for pair in pairs}
+    scored: dict[Pair, list[TokenScores]] = {pair: [] for pair in pairs}
     pages = {name: Page() for name in named}
     for number, true in enumerate(whole):
-        here = {name: parts[number] for name, parts in together.items()}
-        for pair, scores in _scored(here, pairs, true, pages, tell).items():
-            found[pair].append(scores)
-    return {pair: TokenScores.cat(parts).split(counts) for pair, parts in found.items()}
+        probe_logits = {name: parts[number] for name, parts in together.items()}
+        for pair, scores in _score_rows(probe_logits, pairs, true, pages, tell).items():
+            scored[pair].append(scores)
+    return {pair: TokenScores.cat(parts).split(counts) for pair, parts in scored.items()}
 
 
 def compare(
@@ -65,7 +65,7 @@ def compare(
     """
     named = {"reference": reference, "candidate": candidate}
     pair = ("reference", "candidate")
-    return _scored(named, [pair], targets, pages or {name: Page() for name in pair})[pair]
+    return _score_rows(named, [pair], targets, pages or {name: Page() for name in pair})[pair]
 
 
 def likeliest(logits: Logits, targets: torch.Tensor, k: int) -> TopLogits:
@@ -78,25 +78,27 @@ def likeliest(logits: Logits, targets: torch.Tensor, k: int) -> TopLogits:
     return TopLogits.cat(parts)
 
 
-def _scored(
+def _score_rows(
     named: Mapping[str, _Known],
     pairs: Sequence[Pair],
     targets: torch.Tensor,
     pages: Mapping[str, Page],
     tell: Callable[[int], None] = lambda _: None,
 ) -> dict[Pair, TokenScores]:
-    found: dict[Pair, list[TokenScores]] = {pair: [] for pair in pairs}
-    width = max(one.width for one in named.values() if not isinstance(one, TopLogits))
+    scored: dict[Pair, list[TokenScores]] = {pair: [] for pair in pairs}
+    width = max(logits.width for logits in named.values() if not isinstance(logits, TopLogits))
     for begin, end in pieces(len(targets), width):
         true = targets[begin:end]
-        made: dict[str, TopLogits | Rows] = {
-            name: one.rows(begin, end) for name, one in named.items() if not isinstance(one, Made)
+        piece: dict[str, TopLogits | Rows] = {
+            name: logits.rows(begin, end) for name, logits in named.items() if not isinstance(logits, Made)
         }
-        made |= made_together({name: one for name, one in named.items() if isinstance(one, Made)}, begin, end, pages)
+        piece |= made_together(
+            {name: logits for name, logits in named.items() if isinstance(logits, Made)}, begin, end, pages
+        )
         for pair in pairs:
-            found[pair].append(_score_piece(made[pair[0]], made[pair[1]], true))
+            scored[pair].append(_score_piece(piece[pair[0]], piece[pair[1]], true))
         tell(end - begin)
-    return {pair: TokenScores.cat(parts) for pair, parts in found.items()}
+    return {pair: TokenScores.cat(parts) for pair, parts in scored.items()}
 
 
 def _score_piece(reference: TopLogits | Rows, candidate: TopLogits | Rows, targets: torch.Tensor) -> TokenScores:
@@ -109,7 +111,7 @@ def _score_piece(reference: TopLogits | Rows, candidate: TopLogits | Rows, targe
     return score(reference[0], candidate[0], targets, raw=raw)
 
 
-def _together(parts: Sequence[_Known]) -> list[_Known]:
+def _concatenate(parts: Sequence[_Known]) -> list[_Known]:
     """Concatenate the logits of all probes if they are of one kind and head."""
     top = [part for part in parts if isinstance(part, TopLogits)]
     if top:

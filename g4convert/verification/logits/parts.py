@@ -22,15 +22,15 @@ def decoder_layers(model: Model) -> dict[str, Model]:
 
 def roots(model: Model) -> dict[str, Model]:
     """Return the modules that run one after the other, by path: layers, embedders, embeddings, norm and head."""
-    found: dict[str, Model] = {}
+    parts: dict[str, Model] = {}
     for container, module in _containers(model).items():
         for name, child in module.named_children():
             path = f"{container}.{name}".lstrip(".")
             if isinstance(child, torch.nn.ModuleList):
-                found |= {f"{path}.{number}": layer for number, layer in enumerate(child)}
+                parts |= {f"{path}.{number}": layer for number, layer in enumerate(child)}
             elif path not in _containers(model):
-                found[path] = child
-    return found
+                parts[path] = child
+    return parts
 
 
 def towers(model: Model) -> dict[str, Model]:
@@ -61,14 +61,16 @@ class _OneExpertOf(torch.nn.Module):
 
     def forward(self, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Run all experts with the arguments of `Gemma4TextExperts.forward`, the replaced expert in `other`."""
-        here = chosen == self.expert
-        instead = torch.where(here, (self.expert + 1) % self.experts.num_experts, chosen)
-        both: torch.Tensor = self.experts(states, instead, weights * ~here) + self.other(states, chosen, weights * here)
-        return both
+        is_replaced = chosen == self.expert
+        other_choice = torch.where(is_replaced, (self.expert + 1) % self.experts.num_experts, chosen)
+        total: torch.Tensor = self.experts(states, other_choice, weights * ~is_replaced) + self.other(
+            states, chosen, weights * is_replaced
+        )
+        return total
 
 
 @contextmanager
-def swapped(candidate: Model, reference: Model, name: str) -> Iterator[None]:
+def swapping_module(candidate: Model, reference: Model, name: str) -> Iterator[None]:
     """Replace one module, or one expert, of the candidate by the reference's while inside."""
     path, child = Name(name).cut()
     if child.isdecimal() and path.last == "experts":
@@ -77,9 +79,9 @@ def swapped(candidate: Model, reference: Model, name: str) -> Iterator[None]:
     else:
         replacement = reference.get_submodule(name)
     parent = candidate.get_submodule(path)
-    mine = parent._modules[child]  # noqa: SLF001 -- setattr would refuse the children of a ModuleList
+    original = parent._modules[child]  # noqa: SLF001 -- setattr would refuse the children of a ModuleList
     parent._modules[child] = replacement  # noqa: SLF001 -- the same
     try:
         yield
     finally:
-        parent._modules[child] = mine  # noqa: SLF001 -- the same
+        parent._modules[child] = original  # noqa: SLF001 -- the same

@@ -40,12 +40,12 @@ def _exp(x: np.float64) -> np.float64:
     low = 1 / 24 + r * (1 / 120 + r * (1 / 720 + r * (1 / 5040 + r * high)))
     p = 1.0 + r * (1.0 + r * (0.5 + r * (1 / 6 + r * low)))
     power: np.float64 = (np.int64((np.int64(n) + 1023) << 52)).view(np.float64)
-    found: np.float64 = p * power
-    return found
+    result: np.float64 = p * power
+    return result
 
 
 @jit
-def _peak(row: F32) -> tuple[np.float64, int]:
+def _find_peak(row: F32) -> tuple[np.float64, int]:
     """Return the largest value and its first place; undefined for a row with a nan."""
     best, where = row[0], 0
     for i in range(row.size):
@@ -55,7 +55,7 @@ def _peak(row: F32) -> tuple[np.float64, int]:
 
 
 @partial(jit, reorder=True)
-def _finite(row: F32) -> bool:
+def _is_finite(row: F32) -> bool:
     zero = _ZERO
     for i in range(row.size):
         zero += np.float64(row[i]) * _ZERO
@@ -63,7 +63,7 @@ def _finite(row: F32) -> bool:
 
 
 @partial(jit, reorder=True)
-def _powers(a: F32, b: F32, high_a: np.float64, high_b: np.float64) -> tuple[np.float64, np.float64, np.float64]:
+def _sum_powers(a: F32, b: F32, high_a: np.float64, high_b: np.float64) -> tuple[np.float64, np.float64, np.float64]:
     sum_a, sum_b, drift = _ZERO, _ZERO, _ZERO
     for i in range(a.size):
         p, q = np.float64(a[i]), np.float64(b[i])
@@ -75,7 +75,7 @@ def _powers(a: F32, b: F32, high_a: np.float64, high_b: np.float64) -> tuple[np.
 
 
 @partial(jit, reorder=True)
-def _products(x: F32, y: F32) -> tuple[np.float64, np.float64, np.float64]:
+def _sum_products(x: F32, y: F32) -> tuple[np.float64, np.float64, np.float64]:
     xx, yy, xy = _ZERO, _ZERO, _ZERO
     for i in range(x.size):
         p, q = np.float64(x[i]), np.float64(y[i])
@@ -86,7 +86,7 @@ def _products(x: F32, y: F32) -> tuple[np.float64, np.float64, np.float64]:
 
 
 @jit
-def _apart(x: F32, y: F32) -> np.float64:
+def _largest_difference(x: F32, y: F32) -> np.float64:
     most = np.float64(0)
     for i in range(x.size):
         away = abs(np.float64(x[i]) - np.float64(y[i]))
@@ -107,30 +107,30 @@ def score_rows(a: F32, b: F32, x: F32, y: F32, out: F64) -> None:
             set, and the log-sum-exp and argmax of a if a is finite.
     """
     for row in range(a.shape[0]):
-        known, finite = _finite(a[row]), _finite(b[row])
+        known, finite = _is_finite(a[row]), _is_finite(b[row])
         out[row, 7], out[row, 8] = known, finite
-        high_a, best_a = _peak(a[row])
-        high_b, best_b = _peak(b[row])
+        high_a, best_a = _find_peak(a[row])
+        high_b, best_b = _find_peak(b[row])
         if not (known and finite):
             if known:
-                out[row, 1], out[row, 3] = high_a + np.log(_powers(a[row], a[row], high_a, high_a)[0]), best_a
+                out[row, 1], out[row, 3] = high_a + np.log(_sum_powers(a[row], a[row], high_a, high_a)[0]), best_a
             continue
-        sum_a, sum_b, drift = _powers(a[row], b[row], high_a, high_b)
+        sum_a, sum_b, drift = _sum_powers(a[row], b[row], high_a, high_b)
         log_a, log_b = high_a + np.log(sum_a), high_b + np.log(sum_b)
-        xx, yy, xy = _products(x[row], y[row])
+        xx, yy, xy = _sum_products(x[row], y[row])
         out[row, 0] = max(drift / sum_a - ((high_a - high_b) + (np.log(sum_a) - np.log(sum_b))), _ZERO)
         out[row, 1], out[row, 2], out[row, 3], out[row, 4] = log_a, log_b, best_a, best_b
         lengths = np.sqrt(xx) * np.sqrt(yy) if xx != yy else xx
         out[row, 5] = xy / lengths if lengths > _ZERO else np.float64(xx == yy)
-        out[row, 6] = _apart(x[row], y[row])
+        out[row, 6] = _largest_difference(x[row], y[row])
 
 
 @jit
 def log_sums(rows: F32, out: F64) -> None:
     """Fill `out` [r, 3] for rows [r, V]: log-sum-exp, place of the largest logit, and whether all are finite."""
     for row in range(rows.shape[0]):
-        out[row, 2] = _finite(rows[row])
+        out[row, 2] = _is_finite(rows[row])
         if out[row, 2]:
-            high, best = _peak(rows[row])
-            total, _, _ = _powers(rows[row], rows[row], high, high)
+            high, best = _find_peak(rows[row])
+            total, _, _ = _sum_powers(rows[row], rows[row], high, high)
             out[row, 0], out[row, 1] = high + np.log(total), best

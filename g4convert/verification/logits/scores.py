@@ -54,7 +54,7 @@ class TokenScores:
     def split(self, counts: Sequence[int]) -> list[Self]:
         """Split the scores into parts of `counts` tokens, the inverse of `cat`."""
         parts = [getattr(self, field.name).split(list(counts)) for field in fields(self)]
-        return [type(self)(*each) for each in zip(*parts, strict=True)]
+        return [type(self)(*tensors) for tensors in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +89,13 @@ class TopLogits:
 def top_logits(logits: torch.Tensor, targets: torch.Tensor, k: int) -> TopLogits:
     """Return the k likeliest tokens of logits [t, v]; `targets` int64 [t] are the true tokens."""
     ids, logprobs, sums, true = [], [], [], []
-    for rows in _pieces(logits):
-        total = summed(logits[rows])[:, 0]
+    for rows in _row_slices(logits):
+        total = reduce_rows(logits[rows])[:, 0]
         best = logits[rows].topk(min(k, logits.shape[-1]))
         ids.append(best.indices)
         logprobs.append(best.values.double() - total[:, None])
         sums.append(total)
-        true.append(_of(logits[rows], targets[rows]).double() - total)
+        true.append(_pick(logits[rows], targets[rows]).double() - total)
     return TopLogits(torch.cat(ids), *(torch.cat(parts).float() for parts in (logprobs, sums, true)))
 
 
@@ -117,14 +117,14 @@ def score(
     Returns:
         The scores.
     """
-    a, b, x, y = (_array(one) for one in (reference, candidate, *(raw or (reference, candidate))))
+    a, b, x, y = (_as_array(logits) for logits in (reference, candidate, *(raw or (reference, candidate))))
     out = np.zeros((len(a), COLUMNS))
-    _shared(lambda rows: score_rows(a[rows], b[rows], x[rows], y[rows], out[rows]), len(a))
+    _run_in_threads(lambda rows: score_rows(a[rows], b[rows], x[rows], y[rows], out[rows]), len(a))
     kl, log_p, log_q, best_p, best_q, alike, apart, known, finite = torch.from_numpy(out).unbind(-1)
     known, finite = known.bool(), finite.bool()
     both = known & finite
-    p, q = (_of(logits, targets).double() - total for logits, total in ((reference, log_p), (candidate, log_q)))
-    top = _of(reference, best_p.long()).double() - log_p
+    p, q = (_pick(logits, targets).double() - total for logits, total in ((reference, log_p), (candidate, log_q)))
+    top = _pick(reference, best_p.long()).double() - log_p
     return TokenScores(
         kl=torch.where(known, torch.where(finite, kl, torch.inf), torch.nan),
         reference_logprob=torch.where(known, p, torch.nan),
@@ -153,7 +153,7 @@ def score_top(reference: TopLogits, candidate: torch.Tensor, targets: torch.Tens
     Returns:
         The scores; the difference is of the known logits after softcap, cosines are nan.
     """
-    log_q, best, whole = summed(candidate).unbind(-1)
+    log_q, best, whole = reduce_rows(candidate).unbind(-1)
     finite = whole.bool()
     known_p = reference.logprobs.double()
     near = candidate.gather(-1, reference.ids).double()
@@ -163,7 +163,7 @@ def score_top(reference: TopLogits, candidate: torch.Tensor, targets: torch.Tens
     return TokenScores(
         kl=torch.where(finite, shared.clamp(min=0), torch.inf),
         reference_logprob=reference.target_logprob.double(),
-        candidate_logprob=torch.where(finite, _of(candidate, targets).double() - log_q, -torch.inf),
+        candidate_logprob=torch.where(finite, _pick(candidate, targets).double() - log_q, -torch.inf),
         agrees=finite & (reference.ids[:, 0] == best),
         confidence=known_p[:, 0].exp(),
         cosine=torch.full_like(shared, torch.nan),
@@ -186,23 +186,23 @@ def tail_kl(known_p: torch.Tensor, known_q: torch.Tensor) -> torch.Tensor:
     return torch.where(tail_p > 1e-6, tail_p * (tail_p.log() - tail_q.log()), 0.0)
 
 
-def _of(logprobs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _pick(logprobs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return logprobs.gather(-1, targets[:, None]).squeeze(-1)
 
 
-def summed(logits: torch.Tensor) -> torch.Tensor:
+def reduce_rows(logits: torch.Tensor) -> torch.Tensor:
     """Return the log-sum-exp, the place of the largest logit and whether all are finite, float64 [t, 3]."""
-    rows, out = _array(logits), np.zeros((len(logits), 3))
-    _shared(lambda some: log_sums(rows[some], out[some]), len(rows))
+    rows, out = _as_array(logits), np.zeros((len(logits), 3))
+    _run_in_threads(lambda some: log_sums(rows[some], out[some]), len(rows))
     return torch.from_numpy(out)
 
 
-def _array(logits: torch.Tensor) -> F32:
+def _as_array(logits: torch.Tensor) -> F32:
     array: F32 = logits.contiguous().numpy()
     return array
 
 
-def _shared(work: Callable[[slice], None], rows: int) -> None:
+def _run_in_threads(work: Callable[[slice], None], rows: int) -> None:
     """Run `work` on the rows, on torch's number of threads; each row is one thread's, so sums have a fixed order."""
     threads = min(torch.get_num_threads(), rows)
     if threads < 2:
@@ -217,7 +217,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="scores")
 
 
-def _pieces(logits: torch.Tensor) -> Iterator[slice]:
+def _row_slices(logits: torch.Tensor) -> Iterator[slice]:
     """Yield slices of the rows of logits, of about 16 MiB each."""
     step = max(1, _ELEMENTS // logits.shape[-1])
     for begin in range(0, len(logits), step):

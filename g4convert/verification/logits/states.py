@@ -79,9 +79,9 @@ class RouterSums:
 
     def add(self, reference: torch.Tensor, candidate: torch.Tensor) -> None:
         """Add the experts int64 [t, k] that both routers chose."""
-        both = (reference[:, :, None] == candidate[:, None, :]).any(-1).sum(-1)
-        either = reference.shape[1] + candidate.shape[1] - both
-        self.jaccard += float((both.double() / either).sum())
+        shared = (reference[:, :, None] == candidate[:, None, :]).any(-1).sum(-1)
+        either = reference.shape[1] + candidate.shape[1] - shared
+        self.jaccard += float((shared.double() / either).sum())
         self.tokens += len(reference)
         hits = torch.bincount(reference.flatten(), minlength=len(self.hits))
         hits[: len(self.hits)] += self.hits

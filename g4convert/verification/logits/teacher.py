@@ -72,7 +72,7 @@ class Teacher:
         self._limit = limit
         self._sums: dict[str, StateSums] = {}
         self._tensors: dict[str, tuple[str, ...]] = {}
-        self._given: dict[str, tuple[Any, Any]] = {}
+        self._inputs: dict[str, tuple[Any, Any]] = {}
         self._recorded: dict[str, list[tuple[Any, Any, Any]]] = {}
         self._is_own_run = False  # the teacher runs a module, not the caller: nothing is recorded
         self._replays = False  # the candidate's descendants are compared as they run
@@ -85,7 +85,7 @@ class Teacher:
         for tower, module in towers(self._reference).items():
             if tower in candidates and not tower.startswith(tuple(closed)):
                 self._hook_root(tower, module, candidates[tower], inside=True)
-                if _is_away(candidates[tower]):  # the tower is loaded as a whole: its layers cannot run alone
+                if _is_unloaded(candidates[tower]):  # the tower is loaded as a whole: its layers cannot run alone
                     closed.append(f"{tower}.")
         for root, module in roots(self._reference).items():
             if root not in candidates or root.startswith(tuple(closed)):
@@ -102,11 +102,11 @@ class Teacher:
 
     def errors(self) -> tuple[ModuleError, ...]:
         """Return the errors of all compared modules, in the order in which they first ran."""
-        found = []
+        errors = []
         for name, sums in self._sums.items():
             metrics: StateMetrics = sums.metrics(name)
-            found.append(ModuleError(name, metrics.sqnr, metrics.cosine, self._tensors.get(name, ())))
-        return tuple(found)
+            errors.append(ModuleError(name, metrics.sqnr, metrics.cosine, self._tensors.get(name, ())))
+        return tuple(errors)
 
     def _hook(self, module: Model, hook: Callable[..., None]) -> None:
         # before all other hooks: the hook that frees a streamed layer must run after this one
@@ -114,44 +114,46 @@ class Teacher:
 
     def _hook_root(self, name: str, module: Model, candidate: Model, *, inside: bool) -> None:
         self._hook(module, partial(self._run_root, name, candidate, inside=inside))
-        give = partial(self._give, name)
+        give = partial(self._store_inputs, name)
         self._stack.enter_context(module.register_forward_pre_hook(give, prepend=True, with_kwargs=True))
 
     def _record(self, name: str, _module: Model, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
         if not self._is_own_run:
-            self._recorded.setdefault(name, []).append((args, kwargs, [tensor.clone() for tensor in _floats(output)]))
+            self._recorded.setdefault(name, []).append(
+                (args, kwargs, [tensor.clone() for tensor in _float_tensors(output)])
+            )
 
-    def _give(self, root: str, _module: Model, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+    def _store_inputs(self, root: str, _module: Model, args: Any, kwargs: Any) -> None:  # noqa: ANN401
         """Store the inputs of the reference's root before it runs, before a hook that streams weights changes them."""
         if not self._is_own_run:
-            self._given[root] = args, kwargs
+            self._inputs[root] = args, kwargs
 
     def _run_root(self, root: str, candidate: Model, module: Model, *rest: Any, inside: bool) -> None:  # noqa: ANN401
         """Run the candidate's root after the reference's; with `inside`, without comparing its descendants."""
         if self._is_own_run:
             return
-        args, kwargs = self._given.pop(root)
-        expected = list(_floats(rest[-1]))
+        args, kwargs = self._inputs.pop(root)
+        expected = list(_float_tensors(rest[-1]))
         self._is_own_run = True
         try:
             replays = not (inside or self._all_equal)
-            found = self._run(candidate, args, kwargs, replays=replays)
-            self._all_equal = self._all_equal and _are_equal(expected, found)
+            output = self._run(candidate, args, kwargs, replays=replays)
+            self._all_equal = self._all_equal and _are_equal(expected, output)
             if not (inside or replays or self._all_equal):  # the first root that differs: compare inside
-                found = self._run(candidate, args, kwargs, replays=True)
-            self._compare(root, expected, found)
+                output = self._run(candidate, args, kwargs, replays=True)
+            self._compare(root, expected, output)
             if self._all_equal:
                 self._count_as_equal()
         finally:
             self._is_own_run = False
             self._recorded.clear()
-        self._tensors.setdefault(root, tuple(_differing(module, candidate)))
+        self._tensors.setdefault(root, tuple(_differing_tensors(module, candidate)))
 
     def _run(self, candidate: Model, args: Any, kwargs: Any, *, replays: bool) -> Any:  # noqa: ANN401
         """Run a candidate's root on the inputs of the reference's; with `replays`, compare its descendants."""
         self._replays = replays
         try:
-            return candidate(*self._like(args), **self._like(kwargs))
+            return candidate(*self._adapt(args), **self._adapt(kwargs))
         finally:
             self._replays = False
 
@@ -160,11 +162,11 @@ class Teacher:
         if not self._replays or (calls := self._recorded.pop(name, None)) is None:
             return
         self._replays = False  # not again, by the calls below
-        self._tensors.setdefault(name, tuple(_differing(reference, module)))
+        self._tensors.setdefault(name, tuple(_differing_tensors(reference, module)))
         try:
             for args, kwargs, output in calls:
-                given = self._like(args), self._like(kwargs)
-                self._compare(name, output, module(*given[0], **given[1]))
+                inputs = self._adapt(args), self._adapt(kwargs)
+                self._compare(name, output, module(*inputs[0], **inputs[1]))
                 if Name(name).last == "experts" and self._sums[name].metrics(name).sqnr < self._limit:
                     self._expert_by_expert(name, reference, module, args)
         finally:
@@ -180,28 +182,28 @@ class Teacher:
         states, chosen = args[0], args[1]
         for expert in sorted(set(chosen.flatten().tolist())):
             rows = (chosen == expert).any(-1)
-            given = states[rows], torch.full_like(chosen[rows, :1], expert), torch.ones_like(args[2][rows, :1])
-            self._compare(f"{name}.{expert}", [reference(*given)], module(*self._like(given)))
+            inputs = states[rows], torch.full_like(chosen[rows, :1], expert), torch.ones_like(args[2][rows, :1])
+            self._compare(f"{name}.{expert}", [reference(*inputs)], module(*self._adapt(inputs)))
 
-    def _like(self, value: Any) -> Any:  # noqa: ANN401
-        return like(value, self._reference, self._candidate)
+    def _adapt(self, value: Any) -> Any:  # noqa: ANN401
+        return adapt_arguments(value, self._reference, self._candidate)
 
     def _compare(self, name: str, expected: list[torch.Tensor], output: Any) -> None:  # noqa: ANN401
         sums = self._sums.setdefault(name, StateSums())
-        for a, b in zip(expected, _floats(output), strict=False):
+        for a, b in zip(expected, _float_tensors(output), strict=False):
             sums.add(_rows(a), _rows(b))
 
 
-def like(value: Any, given: Model, model: Model) -> Any:  # noqa: ANN401 -- arguments of any module
+def adapt_arguments(value: Any, original: Model, model: Model) -> Any:  # noqa: ANN401 -- arguments of any module
     """Return arguments of one model for another: on its device, tensors of dtype `given.dtype` cast to `model.dtype`.
 
     Containers are copied, since layers write into some of them.
     """
 
     def change(x: torch.Tensor) -> torch.Tensor:
-        return x.to(device_of(model), model.dtype if x.dtype is given.dtype else None)
+        return x.to(device_of(model), model.dtype if x.dtype is original.dtype else None)
 
-    return _mapped(value, change)
+    return _map_tensors(value, change)
 
 
 def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, ...]:
@@ -223,7 +225,7 @@ def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, 
     return tuple(sorted(leaves, key=lambda error: error.sqnr))
 
 
-def _is_away(module: Model) -> bool:
+def _is_unloaded(module: Model) -> bool:
     """Return whether the module's weights are loaded only while it runs."""
     return any(tensor.is_meta for tensor in module.state_dict().values())
 
@@ -234,13 +236,13 @@ def _descendants(root: str, module: Model) -> Iterator[tuple[str, Model]]:
             yield f"{root}.{name}", inner
 
 
-def _differing(reference: Model, candidate: Model) -> Iterator[str]:
+def _differing_tensors(reference: Model, candidate: Model) -> Iterator[str]:
     """Yield the names of small tensors that both modules own and whose values differ."""
-    mine, others = (
+    own, others = (
         dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
         for module in (reference, candidate)
     )
-    for name, tensor in mine.items():
+    for name, tensor in own.items():
         other = others.get(name)
         if other is None or tensor.numel() > _SMALL or tensor.is_meta or other.is_meta:
             continue
@@ -248,7 +250,7 @@ def _differing(reference: Model, candidate: Model) -> Iterator[str]:
             yield name
 
 
-def _floats(value: object) -> Iterator[torch.Tensor]:
+def _float_tensors(value: object) -> Iterator[torch.Tensor]:
     """Yield the floating-point tensors in a module's output, scalars left out."""
     match value:
         case torch.Tensor():
@@ -256,17 +258,17 @@ def _floats(value: object) -> Iterator[torch.Tensor]:
                 yield value
         case Mapping():
             for item in value.values():
-                yield from _floats(item)
+                yield from _float_tensors(item)
         case tuple() | list():
             for item in value:
-                yield from _floats(item)
+                yield from _float_tensors(item)
 
 
-def _are_equal(expected: Sequence[torch.Tensor], found: object) -> bool:
+def _are_equal(expected: Sequence[torch.Tensor], output: object) -> bool:
     """Return whether two outputs are bit-equal; they may be on different devices."""
-    others = list(_floats(found))
-    return len(others) == len(expected) and all(
-        a.dtype is b.dtype and torch.equal(a, b.to(a.device)) for a, b in zip(expected, others, strict=True)
+    actual = list(_float_tensors(output))
+    return len(actual) == len(expected) and all(
+        a.dtype is b.dtype and torch.equal(a, b.to(a.device)) for a, b in zip(expected, actual, strict=True)
     )
 
 
@@ -274,17 +276,17 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:  # noqa: ANN401
+def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:  # noqa: ANN401
     """Return a copy of nested tuples, lists and mappings with `change` applied to every tensor."""
     match value:
         case torch.Tensor():
             return change(value)
         case tuple() | list():
-            return type(value)(_mapped(item, change) for item in value)
+            return type(value)(_map_tensors(item, change) for item in value)
         case MutableMapping():
             copied = copy(value)  # keeps the class of the mapping, which some layers test
             for key, item in value.items():
-                copied[key] = _mapped(item, change)
+                copied[key] = _map_tensors(item, change)
             return copied
         case _:
             return value

@@ -80,45 +80,45 @@ def trace(
     """
     findings: list[Finding] = []
     blamed: dict[str, Blame] = {}
-    failed = {kind for kind in measured if any(_fails(one, f"logits.{kind}.") for one in judged)}
+    failed = {kind for kind in measured if any(_has_failed(finding, f"logits.{kind}.") for finding in judged)}
     reference, dequantized, candidate = models.reference, models.dequantized, models.candidate
     progress.say("comparing the packed modules with the dequantized ones, one by one")
     limit = LIMITS[dtype_name(dequantized.model)]
-    some = [probe.thinned(_SCORED) for probe in _telling(probes, measured["parity"])]
-    examined = examine(dequantized, candidate, some, limit=limit, progress=progress)
+    chosen = [probe.thinned(_SCORED) for probe in _worst_probes(probes, measured["parity"])]
+    examined = examine(dequantized, candidate, chosen, limit=limit, progress=progress)
     if "parity" in failed or culprits(examined.errors, limit) or examined.differences:
         progress.say("swapping modules: parity")
-        blamed["parity"] = blame(dequantized, candidate, some, examined, limit=limit, progress=progress)
-    findings += _modules(examined, blamed.get("parity"), limit)
-    findings += check_activations(dequantized, candidate, some[0], limit=limit)
+        blamed["parity"] = blame(dequantized, candidate, chosen, examined, limit=limit, progress=progress)
+    findings += _module_findings(examined, blamed.get("parity"), limit)
+    findings += check_activations(dequantized, candidate, chosen[0], limit=limit)
     findings += check_embedders(dequantized.model, candidate.model, limit=limit)
     findings += check_poolers(candidate.model, limit=limit)
-    findings += _decoding(dequantized.model, candidate.model, probes)
+    findings += _decoding_findings(dequantized.model, candidate.model, probes)
     if "loss" in failed and isinstance(reference, ModelCandidate):
         progress.say("finding out which modules cost most, by giving them the original weights, one by one")
-        some = [probe.begun(_TOKENS).thinned(_SCORED) for probe in _telling(probes, measured["loss"])[:2]]
-        examined = examine(reference, dequantized, some, limit=LOSS_LIMIT, progress=progress)
+        chosen = [probe.begun(_TOKENS).thinned(_SCORED) for probe in _worst_probes(probes, measured["loss"])[:2]]
+        examined = examine(reference, dequantized, chosen, limit=LOSS_LIMIT, progress=progress)
         blamed["loss"] = blame(
-            reference, dequantized, some, examined, limit=LOSS_LIMIT, swaps=_LAYERS, roles=_ROLES, progress=progress
+            reference, dequantized, chosen, examined, limit=LOSS_LIMIT, swaps=_LAYERS, roles=_ROLES, progress=progress
         )
     for kind, table in blamed.items():
-        findings += _table(kind, table)
-    findings += _coverage(next(iter(measured.values())))
+        findings += _blame_findings(kind, table)
+    findings += _coverage_findings(next(iter(measured.values())))
     return findings, blamed
 
 
-def _fails(finding: Finding, start: str) -> bool:
+def _has_failed(finding: Finding, start: str) -> bool:
     return finding.severity is Severity.FAIL and finding.code.startswith(start)
 
 
-def _telling(probes: Sequence[Probe], metrics: Metrics) -> list[Probe]:
+def _worst_probes(probes: Sequence[Probe], metrics: Metrics) -> list[Probe]:
     """Return the probe of each bucket with the largest mean KL, ordered by KL, largest first."""
     kl = {probe.name: -math.inf if math.isnan(probe.kl_mean) else probe.kl_mean for probe in metrics.probes}
     ordered = sorted(probes, key=lambda probe: -kl.get(probe.name, -math.inf))
     return list({probe.bucket: probe for probe in reversed(ordered)}.values())[::-1]
 
 
-def _modules(examined: Examined, table: Blame | None, limit: float) -> Iterator[Finding]:
+def _module_findings(examined: Examined, table: Blame | None, limit: float) -> Iterator[Finding]:
     """Yield a finding for each wrong module, and for each difference in masks, positions and embeddings."""
     shares = {row.module: row for row in table.rows} if table else {}
     wrong = culprits(examined.errors, limit)
@@ -143,7 +143,7 @@ def _modules(examined: Examined, table: Blame | None, limit: float) -> Iterator[
         yield Finding("logits.inputs", Severity.PASS, "masks, positions, embeddings", "the same", expected)
 
 
-def _decoding(dequantized: Model, candidate: Model, probes: Iterable[Probe]) -> Iterator[Finding]:
+def _decoding_findings(dequantized: Model, candidate: Model, probes: Iterable[Probe]) -> Iterator[Finding]:
     """Yield findings on whether tokens fed one by one through the KV cache give the logits of one forward.
 
     A difference of two roundings of the largest logit is always allowed, whatever the dequantized model's difference.
@@ -153,35 +153,35 @@ def _decoding(dequantized: Model, candidate: Model, probes: Iterable[Probe]) -> 
         probe = next((probe for probe in probes if probe.bucket == bucket), None)
         if probe is None or stream_of(candidate) is not None:
             continue
-        allowed, found = max(_DECODE, rounding), decode_equals_prefill(candidate, probe)
-        if found > allowed:
+        allowed, difference = max(_DECODE, rounding), decode_equals_prefill(candidate, probe)
+        if difference > allowed:
             allowed = max(allowed, 4 * decode_equals_prefill(dequantized, probe))
-        severity = Severity.PASS if found <= allowed else Severity.FAIL
-        words, expected = f"logits {found:.1e} apart", f"at most {allowed:.1e} of the largest logit"
+        severity = Severity.PASS if difference <= allowed else Severity.FAIL
+        words, expected = f"logits {difference:.1e} apart", f"at most {allowed:.1e} of the largest logit"
         yield Finding("logits.decode", severity, f"decoding with KV cache, {bucket}", words, expected)
 
 
-def _table(kind: str, table: Blame) -> Iterator[Finding]:
+def _blame_findings(kind: str, table: Blame) -> Iterator[Finding]:
     """Yield findings on the first rows of a table of blame."""
     if table.control != table.kl:
         words = f"mean KL {table.kl:g}, and {table.control:g} when run again"
         yield Finding("logits.blame", Severity.INCONCLUSIVE, f"{kind}: control", words, "the same numbers twice")
     base = f"of the KL {table.kl:.4g} over {table.predictions} predictions of {' and '.join(table.probes)}"
     words = "is the cost of rounding it" if kind == "loss" else "goes when it is swapped"
-    for row in _first(table.rows):
+    for row in _first_rows(table.rows):
         found = f"{round(100 * row.share)} % {base} {words}" + (f"; {row.note}" if row.note else "")
         yield Finding("logits.blame", Severity.INFO, row.module, found, "")
     if not table.clear and kind == "parity":
         yield Finding("logits.blame", Severity.INFO, kind, "no single module explains most of the KL", "")
 
 
-def _first(rows: Sequence[Blamed]) -> Iterator[Blamed]:
+def _first_rows(rows: Sequence[Blamed]) -> Iterator[Blamed]:
     """Yield the first three rows of each kind; kinds are kept apart since a layer's share includes its parts'."""
     for kind in dict.fromkeys(row.kind for row in rows):
         yield from [row for row in rows if row.kind == kind][:3]
 
 
-def _coverage(metrics: Metrics) -> Iterator[Finding]:
+def _coverage_findings(metrics: Metrics) -> Iterator[Finding]:
     """Yield a finding on the number of experts that some token was routed to."""
     total = sum(len(router.hits) for router in metrics.routers)
     if total:

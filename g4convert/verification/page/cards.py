@@ -16,7 +16,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from g4convert.names import Name
-from g4convert.verification.labels import COMPARED, COSTLY, LOWER_BOUND, METRICS, SWAPPED, TITLES, by_kind
+from g4convert.verification.labels import COMPARED, COSTLY, LOWER_BOUND, METRICS, SWAPPED, TITLES, group_by_kind
 from g4convert.verification.page.plots import bars, heat, histogram, lines, number
 
 Json = Mapping[str, Any]
@@ -160,7 +160,7 @@ def _cell(value: float | str | None) -> Cell:
 def _blame(kind: str, table: Json) -> Card:
     """Return the card of the table of blame: modules with their shares of the KL."""
     rows = []
-    for heading, alike in by_kind(table["rows"]):
+    for heading, alike in group_by_kind(table["rows"]):
         for place, row in enumerate(alike):
             share = number_of(row["share"])
             shown = Cell(f"{100 * share:.0f} %", share=share)

@@ -15,15 +15,15 @@ from g4convert.forward.decoding import Decoder, ends
 from g4convert.forward.media import call
 from g4convert.forward.models import Model, context_of
 from g4convert.forward.probe import Probe
-from g4convert.verification.probes.suite import left_padded
+from g4convert.verification.probes.suite import pad_left
 
-_SIZED = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
+_PER_TOKEN = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
 """Arguments with one entry for each token."""
 _STEPS = 4
 """Most tokens that are decoded one by one."""
 
 
-def with_answers(
+def answer_probes(
     model: Model, probes: Sequence[Probe], *, max_new_tokens: int, batch_size: int = 16
 ) -> tuple[Probe, ...]:
     """Replace the answers of probes by the model's greedy answers.
@@ -41,21 +41,21 @@ def with_answers(
     Raises:
         GateError: a logit is not finite.
     """
-    found = {}
+    answered = {}
     texts = [probe for probe in probes if probe.arguments.keys() == {"input_ids"} and is_asked(probe)]
     texts.sort(key=lambda probe: probe.response.shape[1])
     for batch in (texts[first : first + batch_size] for first in range(0, len(texts), batch_size)):
         rows = [row for probe in batch for row in questions(probe)]
-        prompt = left_padded(batch[0].name, batch[0].bucket, [(row, ()) for row in rows], model.config)
+        prompt = pad_left(batch[0].name, batch[0].bucket, [(row, ()) for row in rows], model.config)
         new, counted = _generate(model, prompt, max_new_tokens)
-        for probe, question, row, ours in zip(batch, rows, new, counted, strict=True):
-            ids = torch.tensor([[*question, *row[ours].tolist()]])
+        for probe, question, row, is_answer in zip(batch, rows, new, counted, strict=True):
+            ids = torch.tensor([[*question, *row[is_answer].tolist()]])
             answer = torch.arange(ids.shape[1])[None] >= len(question)
-            found[probe.name] = Probe.of(probe.name, probe.bucket, {"input_ids": ids}, answer)
+            answered[probe.name] = Probe.of(probe.name, probe.bucket, {"input_ids": ids}, answer)
     for probe in probes:
-        if probe.name not in found:
-            found[probe.name] = _answered(model, probe, max_new_tokens) if is_asked(probe) else probe
-    return tuple(found[probe.name] for probe in probes)
+        if probe.name not in answered:
+            answered[probe.name] = _answer_one(model, probe, max_new_tokens) if is_asked(probe) else probe
+    return tuple(answered[probe.name] for probe in probes)
 
 
 def is_asked(probe: Probe) -> bool:
@@ -63,14 +63,14 @@ def is_asked(probe: Probe) -> bool:
     return "input_ids" in probe.arguments and not bool(probe.response[:, 0].any())
 
 
-def _answered(model: Model, probe: Probe, max_new_tokens: int) -> Probe:
+def _answer_one(model: Model, probe: Probe, max_new_tokens: int) -> Probe:
     """Replace the answers of one probe with media, or of one left-padded batch."""
     rows = questions(probe)
     if len(rows) == 1:
-        prompt = _shortened(probe, len(rows[0]))
+        prompt = _shorten(probe, len(rows[0]))
     else:
-        prompt = left_padded(probe.name, probe.bucket, [(row, ()) for row in rows], model.config)
-    return _lengthened(prompt, *_generate(model, prompt, max_new_tokens))
+        prompt = pad_left(probe.name, probe.bucket, [(row, ()) for row in rows], model.config)
+    return _lengthen(prompt, *_generate(model, prompt, max_new_tokens))
 
 
 def _generate(model: Model, prompt: Probe, max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,14 +109,14 @@ def questions(probe: Probe) -> list[list[int]]:
     return rows
 
 
-def _shortened(probe: Probe, length: int) -> Probe:
+def _shorten(probe: Probe, length: int) -> Probe:
     """Return a probe of the first `length` tokens in which no position is scored."""
-    arguments = {key: value[:, :length] if key in _SIZED else value for key, value in probe.arguments.items()}
+    arguments = {key: value[:, :length] if key in _PER_TOKEN else value for key, value in probe.arguments.items()}
     rows = len(probe.response)
     return Probe.of(probe.name, probe.bucket, arguments, torch.zeros(rows, length, dtype=torch.bool))
 
 
-def _lengthened(prompt: Probe, new: torch.Tensor, counted: torch.Tensor) -> Probe:
+def _lengthen(prompt: Probe, new: torch.Tensor, counted: torch.Tensor) -> Probe:
     """Append generated tokens [b, new] to a prompt; tokens after a row's end are kept but not scored."""
     arguments = dict(prompt.arguments)
     arguments["input_ids"] = torch.cat([arguments["input_ids"], new], dim=1)
@@ -146,7 +146,7 @@ def decode_equals_prefill(model: Model, probe: Probe) -> float:
     stop = min(start + _STEPS, ids.shape[1])
     places = torch.arange(start - 1, stop, device=device_of(model))
     expected = call(model, {**probe.arguments, "logits_to_keep": places}, use_cache=False).logits.float().cpu()
-    decoder = Decoder(model, _shortened(probe, start).arguments)
-    found = [decoder.logits, *(decoder.step(ids[:, place, None]) for place in range(start, stop))]
-    difference = (torch.stack(found, dim=1) - expected).abs().max()
+    decoder = Decoder(model, _shorten(probe, start).arguments)
+    logits = [decoder.logits, *(decoder.step(ids[:, place, None]) for place in range(start, stop))]
+    difference = (torch.stack(logits, dim=1) - expected).abs().max()
     return float(difference / expected.abs().max())

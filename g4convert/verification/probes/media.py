@@ -41,7 +41,7 @@ class MediaPrompt:
 def media_prompts(config: Config, seed: int) -> tuple[MediaPrompt, ...]:
     """Return the prompts with every kind of media that a model with this config takes."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    prompts = []
     if takes(config, "image"):
         for name, before, sizes, padding in (
             ("image_square", "Here is a picture of a flag.", [(3, 3)], 0),
@@ -50,16 +50,16 @@ def media_prompts(config: Config, seed: int) -> tuple[MediaPrompt, ...]:
             ("image_padded", "", [(3, 2)], 3),
             ("images", "Two pictures.", [(2, 2), (3, 1)], 0),
         ):
-            found.append(_prompt(name, before, pictures(config, sizes, generator, padding=padding), _PICTURE))
+            prompts.append(_prompt(name, before, pictures(config, sizes, generator, padding=padding), _PICTURE))
     if takes(config, "audio"):
         for name, before, lengths, padding in (
             ("audio", "Here is a recording.", [12], 0),
             ("audio_padded", "", [8, 13], 2),
         ):
-            found.append(_prompt(name, before, sounds(config, lengths, generator, padding=padding), _SOUND))
+            prompts.append(_prompt(name, before, sounds(config, lengths, generator, padding=padding), _SOUND))
     if takes(config, "video"):
-        found.append(_prompt("video", "Here is a short video.", video(config, 2, (3, 2), generator), _VIDEO))
-    return tuple(found)
+        prompts.append(_prompt("video", "Here is a short video.", video(config, 2, (3, 2), generator), _VIDEO))
+    return tuple(prompts)
 
 
 def _prompt(name: str, before: str, media: Media, question: str) -> MediaPrompt:
@@ -69,7 +69,7 @@ def _prompt(name: str, before: str, media: Media, question: str) -> MediaPrompt:
     return MediaPrompt(name, media, ({"role": "user", "content": parts},), "; ".join(media.content))
 
 
-def placed(media: Media, ids: Sequence[int], frame: Frame, config: Config) -> list[int]:
+def place_soft_tokens(media: Media, ids: Sequence[int], frame: Frame, config: Config) -> list[int]:
     """Replace each placeholder by the soft tokens of its item, between opening and closing token.
 
     Args:
@@ -89,18 +89,18 @@ def placed(media: Media, ids: Sequence[int], frame: Frame, config: Config) -> li
             f"the chat template makes {ids.count(soft)} placeholders of {expected} {media.kind} parts",
             hint="take the chat template that came with the model",
         )
-    found: list[int] = []
+    placed: list[int] = []
     for id_ in ids:
         if id_ != soft:
-            found.append(id_)
+            placed.append(id_)
         elif media.kind == "video":
             for second, count in enumerate(runs):
-                found += frame.encode(f"{' ' * bool(second)}00:{second:02d} ")
-                found += [config.boi_token_id, *[soft] * count, config.eoi_token_id]
+                placed += frame.encode(f"{' ' * bool(second)}00:{second:02d} ")
+                placed += [config.boi_token_id, *[soft] * count, config.eoi_token_id]
         else:
             opening, closing = _ENDS[media.kind]
-            found += [getattr(config, opening), *[soft] * next(runs), getattr(config, closing)]
-    return found
+            placed += [getattr(config, opening), *[soft] * next(runs), getattr(config, closing)]
+    return placed
 
 
 _ENDS = {"image": ("boi_token_id", "eoi_token_id"), "audio": ("boa_token_id", "eoa_token_index")}

@@ -26,16 +26,16 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
     if is_drafter(config.model_type):
         raise UsageError("a drafter is judged on states; it reads no prompts", hint="leave --prompts out")
     frame = frame_of(directory, config)
-    found = read_prompts(prompts, chat=frame.chat)
+    own = read_prompts(prompts, chat=frame.chat)
     most = context_of(config)
-    ids = [(one.place, *ids_of(one, frame)) for one in found]
+    ids = [(prompt.place, *ids_of(prompt, frame)) for prompt in own]
     lengths = [(place, len(question), len(answer)) for place, question, answer in ids]
-    if long := [f"{place}: {asked + said:,} tokens" for place, asked, said in lengths if asked + max(said, 1) > most]:
-        what = f"{prompts}: longer than the model's context of {most:,} tokens"
-        raise UsageError(what, hint="shorten these lines", offenders=long)
+    if long := [f"{place}: {n + m:,} tokens" for place, n, m in lengths if n + max(m, 1) > most]:
+        text = f"{prompts}: longer than the model's context of {most:,} tokens"
+        raise UsageError(text, hint="shorten these lines", offenders=long)
     names = {prompt.name for prompt in media_prompts(config, 0)}
-    taken = [f"{one.place}: the bucket {one.bucket!r}" for one in found if one.bucket in MEDIA]
-    if taken := taken + [f"{one.place}: the name {one.name!r}" for one in found if one.name in names]:
-        what = f"{prompts}: names of the probes with pictures and sounds, which are run beside these prompts"
-        raise UsageError(what, hint="take other names", offenders=taken)
-    return found
+    taken = [f"{prompt.place}: the bucket {prompt.bucket!r}" for prompt in own if prompt.bucket in MEDIA]
+    if taken := taken + [f"{prompt.place}: the name {prompt.name!r}" for prompt in own if prompt.name in names]:
+        text = f"{prompts}: names of the probes with pictures and sounds, which are run beside these prompts"
+        raise UsageError(text, hint="take other names", offenders=taken)
+    return own

@@ -7,7 +7,7 @@
     draft                        MTP assistants: states, keys and values that a target hands over
 
 A position is scored (`response`) if the next token is part of the answer: the given answer, or the reference's own
-after `answers.with_answers`. In plain text for a base model every prediction is scored.
+after `answers.answer_probes`. In plain text for a base model every prediction is scored.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from g4convert.forward.models import Config, Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4 import is_drafter
 from g4convert.suggestions import no_such
-from g4convert.verification.probes.media import MEDIA, MediaPrompt, media_prompts, placed
+from g4convert.verification.probes.media import MEDIA, MediaPrompt, media_prompts, place_soft_tokens
 
 BUCKETS = ("prose", "code", "tools", "non_latin")
 """Kinds of the bundled conversations."""
@@ -60,28 +60,28 @@ def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
         UsageError: an unknown kind, or only kinds that the model does not take.
         InputError: the tokenizer does not fit the model's vocabulary.
     """
-    wanted = tuple(KINDS if kinds is None else kinds)
-    if unknown := sorted(set(wanted) - set(KINDS)):
+    buckets = tuple(KINDS if kinds is None else kinds)
+    if unknown := sorted(set(buckets) - set(KINDS)):
         raise no_such("kind of probe", unknown[0], KINDS)
     config: Config = getattr(model, "config", model)
     if is_drafter(config.model_type):
         return (draft_probe(model, seed=seed),)
     frame = frame_of(directory, config)
     if conversations is None:
-        chosen = _within([entry for entry in bundled() if entry.bucket in wanted], frame, tokens)
-        if "long" in wanted:
+        chosen = _choose_within([entry for entry in bundled() if entry.bucket in buckets], frame, tokens)
+        if "long" in buckets:
             chosen += _long_conversations(frame, config.get_text_config().sliding_window)
     else:
         chosen = list(conversations)
-    found = [_text_probe(entry, frame) for entry in chosen]
-    if "batch" in wanted and conversations is None:
+    probes = [_text_probe(entry, frame) for entry in chosen]
+    if "batch" in buckets and conversations is None:
         rows = [ids_of(entry, frame) for entry in bundled() if entry.name in _BATCH]
-        found.append(left_padded("batch", "batch", rows, config))
-    media = [prompt for prompt in media_prompts(config, seed) if prompt.media.kind in wanted]
-    found += [_media_probe(prompt, frame, config) for prompt in media]
-    if not found:
-        raise UsageError(f"a {config.model_type} model takes none of {', '.join(wanted)}")
-    return tuple(found)
+        probes.append(pad_left("batch", "batch", rows, config))
+    media = [prompt for prompt in media_prompts(config, seed) if prompt.media.kind in buckets]
+    probes += [_media_probe(prompt, frame, config) for prompt in media]
+    if not probes:
+        raise UsageError(f"a {config.model_type} model takes none of {', '.join(buckets)}")
+    return tuple(probes)
 
 
 def digest(probes: Iterable[Probe]) -> str:
@@ -96,7 +96,7 @@ def digest(probes: Iterable[Probe]) -> str:
     return state.hexdigest()
 
 
-def left_padded(name: str, bucket: str, rows: Sequence[tuple[Sequence[int], Sequence[int]]], config: Config) -> Probe:
+def pad_left(name: str, bucket: str, rows: Sequence[tuple[Sequence[int], Sequence[int]]], config: Config) -> Probe:
     """Return one probe of questions and answers of different lengths, padded on the left as for generation."""
     arguments = padded([[*question, *answer] for question, answer in rows], config)
     width = arguments["input_ids"].shape[1]
@@ -120,7 +120,7 @@ def _text_probe(entry: Conversation, frame: Frame) -> Probe:
 
 
 def _media_probe(prompt: MediaPrompt, frame: Frame, config: Config) -> Probe:
-    question = placed(prompt.media, frame.question(prompt.messages), frame, config)
+    question = place_soft_tokens(prompt.media, frame.question(prompt.messages), frame, config)
     ids = torch.tensor([question + frame.encode(prompt.answer) + frame.closing()])
     number = {"image": 1, "video": 2, "audio": 3}[prompt.media.kind]
     types = (ids == getattr(config, f"{prompt.media.kind}_token_id")).long() * number
@@ -128,7 +128,7 @@ def _media_probe(prompt: MediaPrompt, frame: Frame, config: Config) -> Probe:
     return Probe.of(prompt.name, prompt.media.kind, arguments, torch.arange(ids.shape[1])[None] >= len(question))
 
 
-def _within(conversations: Sequence[Conversation], frame: Frame, tokens: int | None) -> list[Conversation]:
+def _choose_within(conversations: Sequence[Conversation], frame: Frame, tokens: int | None) -> list[Conversation]:
     """Choose conversations that fit into `tokens`, from the buckets in turn; always the first of each bucket."""
     if tokens is None:
         return list(conversations)
@@ -186,7 +186,7 @@ def bundled() -> tuple[Conversation, ...]:
 def _long_conversations(frame: Frame, window: int) -> tuple[Conversation, ...]:
     """Return conversations that ask for a note which lies farther back than the sliding window."""
     notes = [entry.answer for entry in bundled() if entry.bucket == "prose"]
-    found = []
+    conversations = []
     for number in range(2):
         lines: list[str] = []
         length = 0
@@ -195,5 +195,7 @@ def _long_conversations(frame: Frame, window: int) -> tuple[Conversation, ...]:
             length += len(frame.encode(line)) if lines else 0
             lines.append(line)
         ask = "\n".join([*lines, "Repeat note 1."])
-        found.append(Conversation(f"long_{number + 1}", "long", ({"role": "user", "content": ask},), notes[number]))
-    return tuple(found)
+        conversations.append(
+            Conversation(f"long_{number + 1}", "long", ({"role": "user", "content": ask},), notes[number])
+        )
+    return tuple(conversations)

@@ -9,7 +9,8 @@ lanes           Layout of groups in the compiled loop
 stored_codes    Decodes the stored codes of a run of weights and adds up their sums
 plain_rounding  Rounds groups plainly, to compare the stored codes with
 rows            Compares a weight's error with that of plain rounding, and has the limits of each method
-judge           Judges these numbers: failures, warnings and notes
+judge           Judges these numbers: failures and warnings
+notes           Compares sound weights with one another
 findings        Merges many findings that are alike
 causes          Tries known accidents on a few rows of a wrong weight
 oracle          Compares the decoder with compressed-tensors on some rows

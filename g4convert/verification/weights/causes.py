@@ -27,14 +27,14 @@ def guess(pair: PackedPair, pairs: Mapping[str, PackedPair], limit: float) -> st
         limit: largest sound error, as a multiple of the error of plain rounding.
     """
     tile = read_tile(pair, 0, min(_ROWS, pair.source.shape[0]))
-    for cause, other in (*_undone(tile), *_transposed(pair, tile), *_elsewhere(pair, pairs, tile)):
+    for cause, other in (*_undo_accidents(tile), *_transpose(pair, tile), *_try_other_sources(pair, pairs, tile)):
         sums = measure_tile(other)
         if sums.relative_error <= limit * sums.plain_relative_error:
             return cause
     return ""
 
 
-def _undone(tile: RowTile) -> Iterator[tuple[str, RowTile]]:
+def _undo_accidents(tile: RowTile) -> Iterator[tuple[str, RowTile]]:
     """Yield the tile with each accident of scales or codes undone."""
     if not tile.zeros.size:
         yield "its scales have the wrong sign", replace(tile, scale=-tile.scale)
@@ -45,40 +45,42 @@ def _undone(tile: RowTile) -> Iterator[tuple[str, RowTile]]:
     in_word = tile.words.byteswap().view(np.uint8)
     if tile.num_bits == 4:
         yield "its codes lack the offset of 8", replace(tile, words=(stored ^ 0x88).view(np.int32))
-        yield "its nibbles lie high first in each byte", replace(tile, words=_swapped(stored).view(np.int32))
-        yield "its nibbles lie high first in each word", replace(tile, words=_swapped(in_word).view(np.int32))
+        yield "its nibbles lie high first in each byte", replace(tile, words=_swap_nibbles(stored).view(np.int32))
+        yield "its nibbles lie high first in each word", replace(tile, words=_swap_nibbles(in_word).view(np.int32))
     elif tile.num_bits == 8:
         yield "its codes lack the offset of 128", replace(tile, words=(stored ^ 0x80).view(np.int32))
         yield "its bytes lie high first in each word", replace(tile, words=in_word.view(np.int32))
 
 
-def _swapped(stored: U8) -> U8:
+def _swap_nibbles(stored: U8) -> U8:
     """Swap the nibbles of each byte."""
     swapped: U8 = (stored >> np.uint8(4)) | (stored << np.uint8(4))
     return swapped
 
 
-def _transposed(pair: PackedPair, tile: RowTile) -> Iterator[tuple[str, RowTile]]:
+def _transpose(pair: PackedPair, tile: RowTile) -> Iterator[tuple[str, RowTile]]:
     n, k = pair.source.shape
     if n == k:
         columns: Any = read_tile(pair, 0, n).source[:, : tile.source.shape[0]]
         yield "it is transposed", replace(tile, source=np.ascontiguousarray(columns.T))
 
 
-def _elsewhere(pair: PackedPair, pairs: Mapping[str, PackedPair], tile: RowTile) -> Iterator[tuple[str, RowTile]]:
+def _try_other_sources(
+    pair: PackedPair, pairs: Mapping[str, PackedPair], tile: RowTile
+) -> Iterator[tuple[str, RowTile]]:
     """Yield the tile with the sources of other modules: gate for up, another expert, another layer."""
     name = Name(pair.name)
     partner = pairs.get(f"{name.owner}.{_PARTNER.get(name.last, '')}")
     alike = [other for other in pairs.values() if other is not pair and Name(other.name).kind == name.kind]
     # the nearest first: experts of the same layer before experts of other layers
-    alike.sort(key=lambda other: -len(_common(pair.name, other.name)))
+    alike.sort(key=lambda other: -len(_common_prefix(pair.name, other.name)))
     for other in (*([partner] if partner else []), *alike):
         if other.source.shape == pair.source.shape:
             source = read_tile(other, 0, tile.source.shape[0]).source
             yield f"it is the weight of {other.name}", replace(tile, source=source)
 
 
-def _common(one: str, other: str) -> str:
+def _common_prefix(name: str, other: str) -> str:
     """Return the common prefix of two names."""
-    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:same]
+    same = next((i for i, (a, b) in enumerate(zip(name, other, strict=False)) if a != b), min(len(name), len(other)))
+    return name[:same]

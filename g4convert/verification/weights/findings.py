@@ -9,6 +9,7 @@ from g4convert.verification.weights.rows import Row
 
 _SINGLE: Final = 12
 """Most findings of a check that are reported one by one; more than these are merged by kind and cause."""
+COMPARE: Final = "quantize the source again and compare: the same bytes are no fault of the file"
 QUANTIZE_AGAIN: Final = "quantize the source again: this weight was damaged, packed wrongly, or is of another source"
 
 
@@ -26,11 +27,11 @@ def findings_by_kind(  # noqa: PLR0913, PLR0917 -- a finding has this many parts
     for row in rows:
         kinds[row.kind, cause(row) if cause else ""].append(row)
     for (_, why), alike in kinds.items():
-        each = [[row] for row in alike] if len(rows) <= _SINGLE else [alike]
-        for some in each:
-            text = found(some) + (f": {why}" if why else "")
-            wanted = expected if isinstance(expected, str) else expected(some)
-            yield from grouped(Finding(code, severity, row.name, text, wanted, remedy) for row in some)
+        batches = [[row] for row in alike] if len(rows) <= _SINGLE else [alike]
+        for batch in batches:
+            text = found(batch) + (f": {why}" if why else "")
+            expected_text = expected if isinstance(expected, str) else expected(batch)
+            yield from grouped(Finding(code, severity, row.name, text, expected_text, remedy) for row in batch)
 
 
 def error_text(rows: Sequence[Row]) -> str:

@@ -70,18 +70,18 @@ def measure_groups(groups: GroupPairs, num_bits: int, limits: Limits, sums: Sums
             groups.zeros[begin:end],
         )
         _start(some.scale, some.zeros, half, scratch)
-        for at in range(0, g, RUN):
-            load(some, at, min(RUN, g - at), scratch)
-            measure_run(blocks, min(RUN, g - at), num_bits, half, scratch)
+        for first_weight in range(0, g, RUN):
+            load(some, first_weight, min(RUN, g - first_weight), scratch)
+            measure_run(blocks, min(RUN, g - first_weight), num_bits, half, scratch)
         stored = _add_groups(some.scale, limits, scratch.stored, scratch.counts, sums)
         if is_plain(some.zeros, half, scratch):
             _add_plain(stored, sums)
             continue
         scratch.plain[:] = 0
-        for at in range(0, g, RUN):
+        for first_weight in range(0, g, RUN):
             if g > RUN:  # else the only run is still there
-                load(some, at, min(RUN, g - at), scratch)
-            count = min(RUN, g - at)
+                load(some, first_weight, min(RUN, g - first_weight), scratch)
+            count = min(RUN, g - first_weight)
             first = scratch.first[: blocks * LANES * count // 2]
             round_run(count, first, scratch.second, half, scratch.rounding, scratch.plain)
         _add_plain(rounded_sums(end - begin, scratch.rounding, scratch.stored, scratch.counts, scratch.plain), sums)

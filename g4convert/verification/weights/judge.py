@@ -1,6 +1,7 @@
-"""Judgement of the numbers of packed and kept weights: failures, warnings and notes.
+"""Judgement of the numbers of packed and kept weights: failures and warnings.
 
-`rows` has a weight's numbers and the band of its method, `findings` the form of a finding.
+`notes` compares weights with one another, `rows` has a weight's numbers and the band of its method, `findings` the form
+of a finding.
 """
 
 import math
@@ -9,38 +10,27 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from g4convert.names import Name
 from g4convert.report import Finding, Severity
 from g4convert.verification.weights.causes import guess
-from g4convert.verification.weights.findings import QUANTIZE_AGAIN, error_text, findings_by_kind, percent, span
+from g4convert.verification.weights.findings import COMPARE, QUANTIZE_AGAIN, error_text, findings_by_kind, percent, span
 from g4convert.verification.weights.measured import Measured, PackedPair
+from g4convert.verification.weights.notes import note_exact, note_outliers
 from g4convert.verification.weights.pairs import ElementCounts, KeptPair
 from g4convert.verification.weights.rows import DATA_FREE, Row, band_of
 
-_ZERO: Final = 0.6
-_SATURATED: Final = 0.3
+_MAX_ZERO: Final = 0.6
+_MAX_SATURATED: Final = 0.3
 """Shares of codes up to which no weight is odd."""
-_MORE: Final = 0.1
+_MAX_EXCESS: Final = 0.1
 """Excess over the share that plain rounding has, above which a weight with a larger share is odd."""
-_ON_GRID: Final = 0.9
-"""Least share of exact groups in a weight whose source was trained on a grid that the quantizer found."""
-_SIGMAS: Final = 3.0
-"""Distance of an outlier from the median, in robust standard deviations."""
-_LEAST_SIGMA: Final = 0.1
-"""Least value of the robust standard deviation, as a part of the median."""
-_PEERS: Final = 5
-"""Least number of weights of a kind among which outliers are searched."""
-_GUESSED: Final = 3
+_MAX_GUESSES: Final = 3
 """Most weights of a kind whose cause is searched."""
 _LOST_SHARE: Final = 0.02
 """Share of a weight's groups that may be lost with a method that weighs channels."""
-_BETTER_THAN_PLAIN: Final = 0.9
-"""Ratio to the error of plain rounding up to which no weight is an outlier."""
 _DIVERGED: Final = "the source is damaged, or its training diverged: take another one"
-_COMPARE: Final = "quantize the source again and compare: the same bytes are no fault of the file"
 
 
-def judged_packed(
+def judge_packed(
     pairs: Mapping[str, PackedPair], measured: Mapping[str, Measured], *, method: str | None = None
 ) -> Iterator[Finding]:
     """Yield findings about packed weights.
@@ -55,16 +45,16 @@ def judged_packed(
     if not rows:
         return
     cause = _Causes(pairs)
-    yield from _errors(rows, cause)
-    yield from _huge(rows)
-    yield from _scales(rows)
-    yield from _constant(rows)
-    yield from _groups([row for row in rows if row.ratio <= row.band.limit], method)
+    yield from _judge_errors(rows, cause)
+    yield from _judge_overflow(rows)
+    yield from _judge_scales(rows)
+    yield from _judge_constant(rows)
+    yield from _judge_groups([row for row in rows if row.ratio <= row.band.limit], method)
     sound = [row for row in rows if row.is_sound]
-    yield from _fit([row for row in sound if not row.sums.lost_groups], cause)
-    yield from _codes(sound)
-    yield from _outliers(sound)
-    yield from _exact([row for row in sound if row.pair.num_bits == 4])
+    yield from _judge_fit([row for row in sound if not row.sums.lost_groups], cause)
+    yield from _judge_codes(sound)
+    yield from note_outliers(sound)
+    yield from note_exact([row for row in sound if row.pair.num_bits == 4])
 
 
 class _Causes:
@@ -79,7 +69,7 @@ class _Causes:
         """Return the cause of a weight's error in a few words; empty if it is unknown."""
         if row.name not in self._known:
             tried = self._tried[row.kind]
-            if len(tried) < _GUESSED:
+            if len(tried) < _MAX_GUESSES:
                 tried.append(guess(row.pair, self._pairs, row.band.limit))
                 self._known[row.name] = tried[-1]
             else:
@@ -87,7 +77,7 @@ class _Causes:
         return self._known[row.name]
 
 
-def _errors(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
+def _judge_errors(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
     """Yield failures with their likely causes, warnings, and the range of usual errors for each role and scheme."""
     failed = [row for row in rows if not row.ratio <= row.band.limit and row.sums.signal < math.inf]  # NaN fails, too
     warned = [row for row in rows if row.band.usual < row.ratio <= row.band.limit]
@@ -97,8 +87,8 @@ def _errors(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
         return f"up to {of_kind[0].band.usual:.3g} times what plain rounding has, {span(plain)}"
 
     yield from findings_by_kind("weights.error", Severity.FAIL, failed, error_text, expected, cause.of)
-    yield from findings_by_kind("weights.error", Severity.WARN, warned, error_text, expected, remedy=_COMPARE)
-    for (role, bits, group), of_role in _by_scheme(rows).items():
+    yield from findings_by_kind("weights.error", Severity.WARN, warned, error_text, expected, remedy=COMPARE)
+    for (role, bits, group), of_role in _group_by_scheme(rows).items():
         good = [row for row in of_role if row.ratio <= row.band.usual]
         if good:
             found = f"{error_text(good)}, median {percent(statistics.median(row.error for row in good))}"
@@ -107,7 +97,7 @@ def _errors(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
             yield Finding("weights.error", Severity.PASS, subject, found, plain)
 
 
-def _huge(rows: Sequence[Row]) -> Iterator[Finding]:
+def _judge_overflow(rows: Sequence[Row]) -> Iterator[Finding]:
     """Yield failures of weights whose squares exceed float32: no error can be measured, and no model computes so."""
     huge = [row for row in rows if not row.sums.signal < math.inf]
 
@@ -119,14 +109,14 @@ def _huge(rows: Sequence[Row]) -> Iterator[Finding]:
     )
 
 
-def _by_scheme(rows: Iterable[Row]) -> dict[tuple[str, int, int], list[Row]]:
+def _group_by_scheme(rows: Iterable[Row]) -> dict[tuple[str, int, int], list[Row]]:
     table: defaultdict[tuple[str, int, int], list[Row]] = defaultdict(list)
     for row in rows:
         table[row.pair.weight.role.value, row.pair.num_bits, row.pair.group].append(row)
     return table
 
 
-def _scales(rows: Sequence[Row]) -> Iterator[Finding]:
+def _judge_scales(rows: Sequence[Row]) -> Iterator[Finding]:
     bad = [row for row in rows if row.sums.bad_scales or row.sums.zero_scales]
 
     def found(of_kind: Sequence[Row]) -> str:
@@ -141,7 +131,7 @@ def _scales(rows: Sequence[Row]) -> Iterator[Finding]:
         yield Finding("weights.scales", Severity.PASS, f"{groups} scales of {len(rows)} weights", text, "")
 
 
-def _fit(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
+def _judge_fit(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
     """Check that the best scales for the stored codes would save at most `Row.may_save`."""
     bad = [row for row in rows if row.removable > row.may_save]
 
@@ -160,7 +150,7 @@ def _fit(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
         yield Finding("weights.fit", Severity.PASS, f"{len(rows)} weights", text, "")
 
 
-def _constant(rows: Sequence[Row]) -> Iterator[Finding]:
+def _judge_constant(rows: Sequence[Row]) -> Iterator[Finding]:
     bad = [row for row in rows if row.sums.one_word is not None and row.sums.one_value is None and row.sums.signal]
 
     def found(of_kind: Sequence[Row]) -> str:
@@ -171,7 +161,7 @@ def _constant(rows: Sequence[Row]) -> Iterator[Finding]:
         yield Finding("weights.constant", Severity.PASS, f"{len(rows)} weights", "words vary where the source does", "")
 
 
-def _groups(rows: Sequence[Row], method: str | None) -> Iterator[Finding]:
+def _judge_groups(rows: Sequence[Row], method: str | None) -> Iterator[Finding]:
     """Yield findings on wrong groups in weights that are right as a whole.
 
     A method that weighs channels may sacrifice a large weight of a channel whose activations are always small.
@@ -190,7 +180,7 @@ def _groups(rows: Sequence[Row], method: str | None) -> Iterator[Finding]:
         yield Finding("weights.groups", Severity.PASS, f"{groups} groups of {len(rows)} weights", text, "")
 
 
-def _codes(rows: Sequence[Row]) -> Iterator[Finding]:
+def _judge_codes(rows: Sequence[Row]) -> Iterator[Finding]:
     """Yield findings on the shares of zero and saturated codes; they warn only if plain rounding has far fewer."""
 
     def shares(row: Row) -> tuple[float, float]:
@@ -203,65 +193,19 @@ def _codes(rows: Sequence[Row]) -> Iterator[Finding]:
     def is_odd(row: Row) -> bool:
         zero, saturated = shares(row)
         plain_zero, plain_saturated = row.sums.plain_zero / row.codes, row.sums.plain_saturated / row.codes
-        return zero > max(_ZERO, plain_zero + _MORE) or saturated > max(_SATURATED, plain_saturated + _MORE)
+        return zero > max(_MAX_ZERO, plain_zero + _MAX_EXCESS) or saturated > max(
+            _MAX_SATURATED, plain_saturated + _MAX_EXCESS
+        )
 
-    expected = f"at most {percent(_ZERO)} zero, {percent(_SATURATED)} saturated, or what plain rounding has"
+    expected = f"at most {percent(_MAX_ZERO)} zero, {percent(_MAX_SATURATED)} saturated, or what plain rounding has"
     bad = [row for row in rows if is_odd(row)]
-    yield from findings_by_kind("weights.codes", Severity.WARN, bad, found, expected, remedy=_COMPARE)
+    yield from findings_by_kind("weights.codes", Severity.WARN, bad, found, expected, remedy=COMPARE)
     good = [row for row in rows if not is_odd(row)]
     if good:
         yield Finding("weights.codes", Severity.PASS, f"{len(good)} weights", found(good), expected)
 
 
-def _outliers(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Note weights whose ratio to plain rounding is much larger than that of other weights of their projection.
-
-    The ratio is compared, not the error, since some weights are hard to round. It is no fault.
-    """
-    peers: defaultdict[tuple[str, str, int, int], list[Row]] = defaultdict(list)
-    for row in rows:
-        pair = row.pair
-        peers[pair.weight.role.value, Name(row.name).last, pair.num_bits, pair.group].append(row)
-    count = 0
-    for alike in peers.values():
-        if len(alike) < _PEERS:
-            continue
-        count += len(alike)
-        median = statistics.median(row.ratio for row in alike)
-        deviation = 1.4826 * statistics.median(abs(row.ratio - median) for row in alike)
-        border = max(median + _SIGMAS * max(deviation, _LEAST_SIGMA * median), _BETTER_THAN_PLAIN)
-        out = [row for row in alike if border < row.ratio <= row.band.usual]
-
-        def found(of_kind: Sequence[Row]) -> str:
-            return f"{error_text(of_kind)}, {max(row.ratio for row in of_kind):.2f} of what plain rounding has"
-
-        expected = f"about {median:.2f} of it, as the other {len(alike) - len(out)} of its kind"
-        yield from findings_by_kind("weights.outlier", Severity.INFO, out, found, expected, remedy="")
-    if count:
-        text = "no other sound weight is far worse than those of its kind"
-        yield Finding("weights.outlier", Severity.PASS, f"{count} weights", text, "")
-
-
-def _exact(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Yield findings on whether the source of int4 weights lay on a grid, and whether every weight's grid was found."""
-    if not rows:
-        return
-    share = sum(row.sums.exact_groups for row in rows) / sum(row.sums.groups for row in rows)
-    subject, found = f"{len(rows)} int4 weights", f"{percent(share)} of all groups are exact up to rounding to bf16"
-    if statistics.median(row.exact for row in rows) < _ON_GRID:
-        yield Finding("weights.exact", Severity.INFO, subject, found, "all, for a source that was trained on a grid")
-        return
-    off = [row for row in rows if row.exact < _ON_GRID]
-    expected = "all, as most weights lie on a 4-bit grid"
-
-    def exact(of_kind: Sequence[Row]) -> str:
-        return f"{span(sorted(row.exact for row in of_kind))} of the groups are exact"
-
-    yield from findings_by_kind("weights.exact", Severity.WARN, off, exact, expected, remedy=_COMPARE)
-    yield Finding("weights.exact", Severity.PASS, subject, found, expected)
-
-
-def judged_kept(kept: Sequence[KeptPair], compared: Mapping[str, ElementCounts]) -> Iterator[Finding]:
+def judge_kept(kept: Sequence[KeptPair], compared: Mapping[str, ElementCounts]) -> Iterator[Finding]:
     """Yield findings about kept tensors, whose bytes must be the source's.
 
     Args:
@@ -271,12 +215,12 @@ def judged_kept(kept: Sequence[KeptPair], compared: Mapping[str, ElementCounts])
     nothing = ElementCounts()
     good = []
     for pair in kept:
-        one, count = compared.get(pair.name, nothing), pair.nbytes // pair.itemsize
-        if one.different:
-            found = f"{one.different} of {count} values differ"
+        counts, total = compared.get(pair.name, nothing), pair.nbytes // pair.itemsize
+        if counts.different:
+            found = f"{counts.different} of {total} values differ"
             yield Finding("weights.kept", Severity.FAIL, pair.name, found, "the bytes of the source", QUANTIZE_AGAIN)
-        elif one.endless:
-            found = f"{one.endless} of {count} values are NaN or infinite, in the source, too"
+        elif counts.endless:
+            found = f"{counts.endless} of {total} values are NaN or infinite, in the source, too"
             yield Finding("weights.kept", Severity.FAIL, pair.name, found, "finite values", _DIVERGED)
         else:
             good.append(pair)

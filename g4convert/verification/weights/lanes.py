@@ -89,10 +89,10 @@ def groups_of(source: NDArray[Any], words: I32, scale: F32, zeros: F32, num_bits
     points = zeros if zeros.size else np.zeros_like(scale)
     g = source.size // scale.size
     if width_of(num_bits) != num_bits:
-        words = _in_bytes(words, source.shape[1], num_bits)
+        words = _widen_to_bytes(words, source.shape[1], num_bits)
     padding = -g % _WHOLE
     if padding:
-        source, words = _padded(source, words, points, num_bits, padding)
+        source, words = _pad(source, words, points, num_bits, padding)
     pairs = np.uint32 if source.dtype == np.uint16 else np.uint64
     flat = source.reshape(-1).view(pairs), words.reshape(-1).view(np.uint32)
     return GroupPairs(*flat, scale.reshape(-1), points.reshape(-1)), padding
@@ -112,14 +112,14 @@ def codes_of(words: U32, count: int, num_bits: int) -> U8:
     return codes
 
 
-def _in_bytes(words: I32, k: int, num_bits: int) -> I32:
+def _widen_to_bytes(words: I32, k: int, num_bits: int) -> I32:
     """Return words with a byte for each code: int32 [r, ceil(k / 4)]."""
     codes = np.zeros((len(words), -(-k // 4) * 4), np.uint8)
     codes[:, :k] = codes_of(words.view(np.uint32), k, num_bits)
     return codes.view(np.int32)
 
 
-def _padded(
+def _pad(
     source: NDArray[Any], words: I32, zeros: F32, num_bits: int, padding: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return source and words with weights of 0 behind each group, and codes that say so."""
@@ -169,8 +169,8 @@ def load(groups: GroupPairs, at: int, count: int, scratch: Scratch) -> None:
     size = groups.scale.size
     pairs, words = groups.source.size // size, groups.words.size // size
     some, each = count // 2, count * words // (2 * pairs)
-    _turn(groups.source, pairs, at // 2, some, scratch.pairs, scratch.turned)
-    _turn(groups.words, words, at * words // (2 * pairs), each, scratch.words, scratch.moved)
+    _rotate_twice(groups.source, pairs, at // 2, some, scratch.pairs, scratch.turned)
+    _rotate_twice(groups.words, words, at * words // (2 * pairs), each, scratch.words, scratch.moved)
     for block in range((size + LANES - 1) // LANES):
         begin, end = block * LANES * some, (block + 1) * LANES * some
         _split(scratch.pairs[begin:end], scratch.first[begin:end], scratch.second[begin:end])
@@ -179,7 +179,7 @@ def load(groups: GroupPairs, at: int, count: int, scratch: Scratch) -> None:
 
 
 @jit
-def _turn(flat: NDArray[Any], each: int, at: int, count: int, out: NDArray[Any], spare: NDArray[Any]) -> None:  # noqa: PLR0913, PLR0917 -- arrays
+def _rotate_twice(flat: NDArray[Any], each: int, at: int, count: int, out: NDArray[Any], spare: NDArray[Any]) -> None:  # noqa: PLR0913, PLR0917 -- arrays
     """Rotate the indices of elements [at, at + count) of the groups twice; elements of groups that lack are 0.
 
     Args:

@@ -37,7 +37,7 @@ from g4convert.gemma4 import Architecture
 from g4convert.progress import Progress
 from g4convert.report import Finding, grouped
 from g4convert.verification.static.config import read_architecture
-from g4convert.verification.weights.judge import judged_kept, judged_packed
+from g4convert.verification.weights.judge import judge_kept, judge_packed
 from g4convert.verification.weights.measured import Measured, PackedPair, measure
 from g4convert.verification.weights.pairs import ElementCounts, KeptPair, Pairing
 from g4convert.verification.weights.recorded import check_recorded
@@ -72,50 +72,52 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
         InputError: the source is not a Gemma 4 checkpoint, or a file was truncated during the check.
         UnsupportedError: the source is quantized.
     """
-    known = Architecture.from_config(source.config)
-    architecture, _ = read_architecture(out.config, known)
-    inventory = inventory_for(architecture, source, known)
+    source_architecture = Architecture.from_config(source.config)
+    architecture, _ = read_architecture(out.config, source_architecture)
+    inventory = inventory_for(architecture, source, source_architecture)
     contents = Contents.of(out.infos, architecture)
     with Reader(source.path, source.weight_files) as plain, Reader(out.path, out.weight_files) as written:
-        found = list(Pairing(source, out, plain, written).pairs(inventory, contents))
-        yield from grouped(one for one in found if isinstance(one, Finding))
-        packed = {one.name: one for one in found if isinstance(one, PackedPair)}
-        kept = [one for one in found if isinstance(one, KeptPair)]
+        paired = list(Pairing(source, out, plain, written).pairs(inventory, contents))
+        yield from grouped(pair for pair in paired if isinstance(pair, Finding))
+        packed = {pair.name: pair for pair in paired if isinstance(pair, PackedPair)}
+        kept = [pair for pair in paired if isinstance(pair, KeptPair)]
         pieces = [*_packed_pieces(packed), *_kept_pieces(kept, plain, written)]
-        with ThreadPoolExecutor(1) as aside:
-            decoded = aside.submit(_recorded if recorded else _decoded, packed)
-            measured, different = _sums(_run(pieces, progress or Progress(), workers or len(os.sched_getaffinity(0))))
+        with ThreadPoolExecutor(1) as executor:
+            decoded = executor.submit(_run_recorded if recorded else _run_decoder, packed)
+            measured, different = _add_results(
+                _run(pieces, progress or Progress(), workers or len(os.sched_getaffinity(0)))
+            )
             (progress or Progress()).step("comparing some rows with compressed-tensors", 1, "part")
             yield from decoded.result()
         if table is not None:
-            table += (_row(name, sums) for name, sums in measured.items())
-        yield from judged_packed(packed, measured, method=_method(out))
-        yield from judged_kept(kept, different)
+            table += (_row_json(name, sums) for name, sums in measured.items())
+        yield from judge_packed(packed, measured, method=_recorded_method(out))
+        yield from judge_kept(kept, different)
 
 
 def bound(out: Checkpoint) -> str:
-    """Return words on the errors with which the tensors of a checkpoint pass."""
-    most = band_of(_method(out)).usual
+    """Describe the errors with which the tensors of a checkpoint pass."""
+    most = band_of(_recorded_method(out)).usual
     return f"squared error of each packed tensor at most {most:g} times that of round-to-nearest, other tensors equal"
 
 
-def _method(out: Checkpoint) -> str | None:
+def _recorded_method(out: Checkpoint) -> str | None:
     """Return the quantization method that the output's record states; None if it states none."""
-    found = part(record(out.path), "result").get("method")
-    return None if found is None else str(found)
+    method = part(record(out.path), "result").get("method")
+    return None if method is None else str(method)
 
 
-def _decoded(packed: Mapping[str, PackedPair]) -> list[Finding]:
+def _run_decoder(packed: Mapping[str, PackedPair]) -> list[Finding]:
     from g4convert.verification.weights.oracle import check_decoder  # noqa: PLC0415 -- brings torch and compressed-tensors
 
     return list(check_decoder(packed))
 
 
-def _recorded(_: Mapping[str, PackedPair]) -> list[Finding]:
+def _run_recorded(_: Mapping[str, PackedPair]) -> list[Finding]:
     return list(check_recorded())
 
 
-def _row(name: str, sums: Measured) -> dict[str, Any]:
+def _row_json(name: str, sums: Measured) -> dict[str, Any]:
     return {
         "name": name,
         "relative_error": sums.relative_error,
@@ -143,23 +145,23 @@ def _packed_pieces(packed: Mapping[str, PackedPair]) -> Iterator[_Piece]:
 def _kept_pieces(kept: list[KeptPair], plain: Reader, written: Reader) -> Iterator[_Piece]:
     for pair in kept:
         if pair.moved:
-            yield pair.name, 2 * pair.nbytes, partial(_differing, pair, 0, pair.nbytes, plain, written)
+            yield pair.name, 2 * pair.nbytes, partial(_compare_bytes, pair, 0, pair.nbytes, plain, written)
             continue
         for begin in range(0, pair.nbytes, _PIECE):
             nbytes = min(_PIECE, pair.nbytes - begin)
-            yield pair.name, 2 * nbytes, partial(_differing, pair, begin, nbytes, plain, written)
+            yield pair.name, 2 * nbytes, partial(_compare_bytes, pair, begin, nbytes, plain, written)
 
 
-def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: Reader) -> ElementCounts:
+def _compare_bytes(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: Reader) -> ElementCounts:
     """Return the numbers of elements that differ, and of those that are not finite."""
     size = nbytes if pair.moved else min(nbytes, _BLOCK)
-    one, other = np.empty((2, size), np.uint8)
+    original, stored = np.empty((2, size), np.uint8)
     total = ElementCounts()
-    for at in range(begin, begin + nbytes, size):
-        count = min(size, begin + nbytes - at)
-        plain.read_into(pair.source[0], pair.source[1] + at, one[:count].data)
-        written.read_into(pair.out[0], pair.out[1] + at, other[:count].data)
-        first, second = (read[:count].view(f"u{pair.itemsize}") for read in (one, other))
+    for offset in range(begin, begin + nbytes, size):
+        count = min(size, begin + nbytes - offset)
+        plain.read_into(pair.source[0], pair.source[1] + offset, original[:count].data)
+        written.read_into(pair.out[0], pair.out[1] + offset, stored[:count].data)
+        first, second = (read[:count].view(f"u{pair.itemsize}") for read in (original, stored))
         if pair.moved:
             first = np.moveaxis(first.reshape(pair.moved), -1, 1).reshape(-1)
         endless = int(np.count_nonzero(first & pair.exponent == pair.exponent)) if pair.exponent else 0
@@ -180,7 +182,7 @@ def _call(piece: _Piece) -> Result:
     return piece[2]()
 
 
-def _sums(results: Iterator[tuple[str, Result]]) -> tuple[dict[str, Measured], dict[str, ElementCounts]]:
+def _add_results(results: Iterator[tuple[str, Result]]) -> tuple[dict[str, Measured], dict[str, ElementCounts]]:
     """Add up the results of the pieces of each packed weight and of each kept tensor."""
     measured: defaultdict[str, Measured] = defaultdict(Measured)
     different: defaultdict[str, ElementCounts] = defaultdict(ElementCounts)

@@ -186,19 +186,19 @@ def read_tile(pair: PackedPair, begin: int, end: int) -> RowTile:
     """Read rows [begin, end) of a packed weight and of its source."""
     return RowTile(
         words=pair.words.rows(begin, end),
-        scale=_float(pair.scale.rows(begin, end)),
-        zeros=_zeros(pair, begin, end),
-        source=_bits(pair.source.rows(begin, end)),
+        scale=_as_float(pair.scale.rows(begin, end)),
+        zeros=_read_zero_points(pair, begin, end),
+        source=_as_bits(pair.source.rows(begin, end)),
         num_bits=pair.num_bits,
     )
 
 
-def _float(stored: NDArray[Any]) -> F32:
+def _as_float(stored: NDArray[Any]) -> F32:
     """Convert stored scales to float32, which is exact for bf16 and fp16."""
     return (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored.astype(np.float32)
 
 
-def _bits(stored: NDArray[Any]) -> Bits:
+def _as_bits(stored: NDArray[Any]) -> Bits:
     """Return the bits of the source's weights: uint16 for bf16, uint32 of the values as fp32 for other dtypes."""
     if stored.dtype == np.uint16:
         return stored
@@ -206,7 +206,7 @@ def _bits(stored: NDArray[Any]) -> Bits:
     return bits
 
 
-def _zeros(pair: PackedPair, begin: int, end: int) -> F32:
+def _read_zero_points(pair: PackedPair, begin: int, end: int) -> F32:
     """Read the zero points of rows [begin, end); they are packed along the rows."""
     if pair.zero_point is None:
         return np.empty((0, 0), np.float32)
@@ -226,8 +226,8 @@ def measure_tile(tile: RowTile) -> Measured:
     measure_groups(groups, tile.num_bits, limits, sums)
     if padding:
         _uncount(sums, groups.zeros, tile.num_bits, padding)
-    summed: list[Any] = [tile.source.size, tile.scale.size, *sums.totals.tolist(), *sums.counts.tolist()]
-    return Measured(*summed, *map(_only, (tile.words, tile.source)))
+    fields: list[Any] = [tile.source.size, tile.scale.size, *sums.totals.tolist(), *sums.counts.tolist()]
+    return Measured(*fields, *map(_common_value, (tile.words, tile.source)))
 
 
 def _uncount(sums: Sums, zeros: F32, num_bits: int, padding: int) -> None:
@@ -248,7 +248,7 @@ def _largest_error(num_bits: int, group: int) -> float:
     return max(1.25 * group / steps**2, 0.3 * (15 / steps) ** 2)
 
 
-def _only(values: NDArray[Any]) -> int | None:
+def _common_value(values: NDArray[Any]) -> int | None:
     """Return the value that all elements have, or None if they differ."""
     first = values[0, 0]
     return None if values[0, -1] != first or not (values == first).all() else int(first)

@@ -29,9 +29,9 @@ def check_decoder(packed: Mapping[str, PackedPair]) -> Iterator[Finding]:
     wrong: list[Finding] = []
     for pair in kinds.values():
         tile = read_tile(pair, 0, min(_ROWS, pair.source.shape[0]))
-        ours, theirs, signal = measure_tile(tile).error, *error_of(tile)
-        if np.isfinite(tile.scale).all() and abs(ours - theirs) > _AGREE * (signal + theirs):
-            found = f"squared error {ours:.6g}, dequantized by compressed-tensors {theirs:.6g}"
+        error, expected, signal = measure_tile(tile).error, *error_of(tile)
+        if np.isfinite(tile.scale).all() and abs(error - expected) > _AGREE * (signal + expected):
+            found = f"squared error {error:.6g}, dequantized by compressed-tensors {expected:.6g}"
             remedy = "report this with the versions of g4convert and compressed-tensors: one of them reads it wrongly"
             wrong.append(Finding("weights.decoder", Severity.FAIL, pair.name, found, "the same", remedy))
     yield from grouped(wrong)

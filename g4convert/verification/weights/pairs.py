@@ -72,9 +72,9 @@ class Pairing:
         """
         source = inventory.architecture
         fused = {
-            one: (number, experts.shape)
+            expert: (number, experts.shape)
             for experts in contents.fused.values()
-            for number, one in enumerate(experts.names)
+            for number, expert in enumerate(experts.names)
         }
         for weight in inventory.weights:
             name = source.name_in(contents.architecture, weight.name)
@@ -83,13 +83,13 @@ class Pairing:
                 continue
             if isinstance(form, PackedModule):
                 number, shape = fused[name] if form.fused else (0, weight.shape)
-                yield self._packed(weight, name, form, shape, number)
+                yield self._pair_packed(weight, name, form, shape, number)
             else:
                 number = fused[name][0] if name in fused and form.numel != weight.info.numel else 0
-                yield self._kept(weight, name, form, number)
-        yield from self._extras(inventory)
+                yield self._pair_kept(weight, name, form, number)
+        yield from self._pair_extras(inventory)
 
-    def _packed(
+    def _pair_packed(
         self, weight: Weight, name: str, form: PackedModule, shape: tuple[int, ...], number: int
     ) -> PackedPair | Finding:
         module = Name(name).module
@@ -113,7 +113,7 @@ class Pairing:
             zero_point=place(self.written, zeros, -(-n * bits // 32), number) if zeros else None,
         )
 
-    def _kept(self, weight: Weight, name: str, form: TensorInfo, number: int) -> KeptPair | Finding:
+    def _pair_kept(self, weight: Weight, name: str, form: TensorInfo, number: int) -> KeptPair | Finding:
         nbytes, begin = weight.info.nbytes, number * weight.info.nbytes
         if form.dtype is not weight.dtype or begin + nbytes > form.nbytes:
             found = f"{form.dtype.value} {[*form.shape]}"
@@ -129,10 +129,10 @@ class Pairing:
             moved=origin.info.shape if weight.channels_last else (),
         )
 
-    def _extras(self, inventory: Inventory) -> Iterator[KeptPair]:
+    def _pair_extras(self, inventory: Inventory) -> Iterator[KeptPair]:
         """Yield pairs of the source's extra tensors that the output has, too, with the same dtype and shape."""
         for extra in inventory.extras:
-            one, other = self.source.tensors[extra.source], self.out.tensors.get(extra.source)
-            if other is not None and other.info == one.info:
-                places = (one.file, one.begin), (other.file, other.begin)
-                yield KeptPair(extra.source, *places, one.info.nbytes, one.info.dtype.itemsize)
+            original, stored = self.source.tensors[extra.source], self.out.tensors.get(extra.source)
+            if stored is not None and stored.info == original.info:
+                places = (original.file, original.begin), (stored.file, stored.begin)
+                yield KeptPair(extra.source, *places, original.info.nbytes, original.info.dtype.itemsize)

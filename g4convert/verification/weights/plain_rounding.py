@@ -23,8 +23,8 @@ _Rounded = tuple[np.float32, np.float32, np.float32, np.float32, np.float32]
 @partial(jit, inline=True)
 def is_plain(zeros: F32, half: np.float32, scratch: Scratch) -> bool:
     """Set the scales of plain rounding and mark the groups that are plainly rounded; return whether all are."""
-    own = _mark(zeros, half, scratch.scale, scratch.peak, scratch.stored, scratch.rounding)
-    return int(own) == zeros.size
+    plain_count = _mark(zeros, half, scratch.scale, scratch.peak, scratch.stored, scratch.rounding)
+    return int(plain_count) == zeros.size
 
 
 @partial(jit, reorder=True)
@@ -34,25 +34,25 @@ def _mark(zeros: F32, half: np.float32, stored: F32, peak: U32, sums: F32, round
     for lane in range(zeros.size):
         scale = _bf16(np.uint32(peak[lane]).view(np.float32) / half)
         scale = scale if abs(scale) < np.inf else _ZERO
-        own = _ONE if sums[lane + 4 * WIDTH] <= _HALF * scale * _NEARLY else _ZERO
-        own = own if scale > _ZERO else _ZERO
-        own = own if scale == stored[lane] else _ZERO
-        own = own if zeros[lane] == _ZERO else _ZERO
+        plain = _ONE if sums[lane + 4 * WIDTH] <= _HALF * scale * _NEARLY else _ZERO
+        plain = plain if scale > _ZERO else _ZERO
+        plain = plain if scale == stored[lane] else _ZERO
+        plain = plain if zeros[lane] == _ZERO else _ZERO
         rounding[lane] = scale
         rounding[lane + WIDTH] = _ONE / scale if scale > _ZERO else _ZERO
-        rounding[lane + 2 * WIDTH] = own
-        count += own
+        rounding[lane + 2 * WIDTH] = plain
+        count += plain
     return count
 
 
 @partial(jit, reorder=True)
 def round_run(count: int, first: U32, second: U32, half: np.float32, rounding: F32, all_sums: F32) -> None:  # noqa: PLR0913, PLR0917 -- arrays
     """Apply plain rounding to a run of `count` weights of each group, and add the sums of its codes."""
-    each = count // 8
+    words = count // 8
     for j in range(first.size // LANES // 4):
-        begin = j // each * LANES
+        begin = j // words * LANES
         plain, sums = rounding[begin:], all_sums[begin:]
-        one, two = first[4 * j * LANES : 4 * (j + 1) * LANES], second[4 * j * LANES : 4 * (j + 1) * LANES]
+        evens, odds = first[4 * j * LANES : 4 * (j + 1) * LANES], second[4 * j * LANES : 4 * (j + 1) * LANES]
         for lane in range(LANES):
             s, inverse = plain[lane], plain[lane + WIDTH]
             part = (
@@ -63,14 +63,14 @@ def round_run(count: int, first: U32, second: U32, half: np.float32, rounding: F
                 sums[lane + 4 * WIDTH],
             )
             for i in range(4):
-                part = _rounded(part, one[lane + i * LANES], s, inverse, half)
-                part = _rounded(part, two[lane + i * LANES], s, inverse, half)
+                part = _round(part, evens[lane + i * LANES], s, inverse, half)
+                part = _round(part, odds[lane + i * LANES], s, inverse, half)
             sums[lane], sums[lane + WIDTH], sums[lane + 2 * WIDTH] = part[:3]
             sums[lane + 3 * WIDTH], sums[lane + 4 * WIDTH] = part[3:]
 
 
 @partial(jit, reorder=True)
-def _rounded(part: _Rounded, bits: np.uint32, s: np.float32, inverse: np.float32, half: np.float32) -> _Rounded:
+def _round(part: _Rounded, bits: np.uint32, s: np.float32, inverse: np.float32, half: np.float32) -> _Rounded:
     """Round a weight and add it to ee, eq, qq, zero codes and saturated codes.
 
     |code + 1/2| equals `half` for codes at either end and for no others.
@@ -89,14 +89,14 @@ def rounded_sums(size: int, rounding: F32, stored: F32, counts: U32, plain: F32)
     """Return the sums of plain rounding over all groups; the error of a group whose scale is 0 counts as 0."""
     total, removable, zeros, ends = 0.0, 0.0, 0.0, 0.0
     for lane in range(size):
-        own = rounding[lane + 2 * WIDTH] > _ZERO
-        error = stored[lane + WIDTH] if own else plain[lane]
-        eq = stored[lane + 2 * WIDTH] if own else plain[lane + WIDTH]
-        qq = stored[lane + 3 * WIDTH] if own else plain[lane + 2 * WIDTH]
+        is_plain = rounding[lane + 2 * WIDTH] > _ZERO
+        error = stored[lane + WIDTH] if is_plain else plain[lane]
+        eq = stored[lane + 2 * WIDTH] if is_plain else plain[lane + WIDTH]
+        qq = stored[lane + 3 * WIDTH] if is_plain else plain[lane + 2 * WIDTH]
         total += np.float64(error if rounding[lane] > _ZERO else _ZERO)
         removable += np.float64(eq * eq / max(qq, _QUARTER))
-        zeros += np.float64(np.float32(counts[lane]) if own else plain[lane + 3 * WIDTH])
-        ends += np.float64(np.float32(counts[lane + WIDTH]) if own else plain[lane + 4 * WIDTH])
+        zeros += np.float64(np.float32(counts[lane]) if is_plain else plain[lane + 3 * WIDTH])
+        ends += np.float64(np.float32(counts[lane + WIDTH]) if is_plain else plain[lane + 4 * WIDTH])
     return total, removable, int(zeros), int(ends)
 
 

@@ -48,10 +48,10 @@ def check_recorded() -> Iterator[Finding]:
     """Decode a small weight of every form, and compare its squared error with the recorded one."""
     wrong = 0
     for form, (error, signal) in RECORDED.items():
-        found = measure_tile(tile_of(form)).error
-        if not abs(found - error) <= _AGREE * (signal + error):
+        measured = measure_tile(tile_of(form)).error
+        if not abs(measured - error) <= _AGREE * (signal + error):
             wrong += 1
-            text = f"squared error {found:.6g}, dequantized by compressed-tensors {error:.6g}"
+            text = f"squared error {measured:.6g}, dequantized by compressed-tensors {error:.6g}"
             remedy = "report this with the version of g4convert and the kind of processor"
             subject = f"a recorded weight, int{form.num_bits} in groups of {form.group}"
             yield Finding("weights.decoder", Severity.FAIL, subject, text, "the same", remedy)
@@ -65,9 +65,9 @@ def tile_of(form: Form) -> RowTile:
     groups = form.k // form.group
     number = np.arange(_ROWS * form.k * form.num_bits // 32, dtype=np.uint64)
     words = ((number * 2654435761 + 40503) % 2**32).astype(np.uint32).view(np.int32)
-    at = np.arange(_ROWS * groups)
-    scale = ((at * 29 % 17 - 8.5) / 64).astype(np.float32)
-    zeros = (at * 11 % 15 - 7).astype(np.float32) if form.zeros else np.empty(0, np.float32)
+    number_of_group = np.arange(_ROWS * groups)
+    scale = ((number_of_group * 29 % 17 - 8.5) / 64).astype(np.float32)
+    zeros = (number_of_group * 11 % 15 - 7).astype(np.float32) if form.zeros else np.empty(0, np.float32)
     source = ((np.arange(_ROWS * form.k) * 37 % 101 - 50) / 64).astype(np.float32)
     return RowTile(
         words=words.reshape(_ROWS, -1),

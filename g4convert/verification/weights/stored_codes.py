@@ -47,8 +47,8 @@ def _add_nibbles(  # noqa: PLR0913, PLR0917 -- arrays
         begin = j // each * LANES
         scale, offset, sums, peak = scaling[0][begin:], scaling[1][begin:], all_sums[begin:], peaks[begin:]
         stored = words[j * LANES : (j + 1) * LANES]
-        one = pairs[0][4 * j * LANES : 4 * (j + 1) * LANES]
-        two = pairs[1][4 * j * LANES : 4 * (j + 1) * LANES]
+        evens = pairs[0][4 * j * LANES : 4 * (j + 1) * LANES]
+        odds = pairs[1][4 * j * LANES : 4 * (j + 1) * LANES]
         for lane in range(LANES):
             s, word = scale[lane], stored[lane]
             top = s * (half - _HALF)
@@ -63,8 +63,8 @@ def _add_nibbles(  # noqa: PLR0913, PLR0917 -- arrays
             for i in range(4):
                 low = np.float32(np.int32((word >> np.uint32(8 * i)) & np.uint32(15))) - offset[lane]
                 high = np.float32(np.int32((word >> np.uint32(8 * i + 4)) & np.uint32(15))) - offset[lane]
-                part = _added(part, one[lane + i * LANES], low, s, top)
-                part = _added(part, two[lane + i * LANES], high, s, top)
+                part = _add(part, evens[lane + i * LANES], low, s, top)
+                part = _add(part, odds[lane + i * LANES], high, s, top)
             sums[lane], sums[lane + WIDTH], sums[lane + 2 * WIDTH] = part[:3]
             sums[lane + 3 * WIDTH], sums[lane + 4 * WIDTH], peak[lane] = part[3:]
 
@@ -85,8 +85,8 @@ def _add_bytes(  # noqa: PLR0913, PLR0917 -- arrays
         begin = j // each * LANES
         scale, offset, sums, peak = scaling[0][begin:], scaling[1][begin:], all_sums[begin:], peaks[begin:]
         stored = words[j * LANES : (j + 1) * LANES]
-        one = pairs[0][2 * j * LANES : 2 * (j + 1) * LANES]
-        two = pairs[1][2 * j * LANES : 2 * (j + 1) * LANES]
+        evens = pairs[0][2 * j * LANES : 2 * (j + 1) * LANES]
+        odds = pairs[1][2 * j * LANES : 2 * (j + 1) * LANES]
         for lane in range(LANES):
             s, word = scale[lane], stored[lane]
             top = s * (half - _HALF)
@@ -101,14 +101,14 @@ def _add_bytes(  # noqa: PLR0913, PLR0917 -- arrays
             for i in range(2):
                 low = np.float32(np.int32((word >> np.uint32(16 * i)) & np.uint32(255))) - offset[lane]
                 high = np.float32(np.int32((word >> np.uint32(16 * i + 8)) & np.uint32(255))) - offset[lane]
-                part = _added(part, one[lane + i * LANES], low, s, top)
-                part = _added(part, two[lane + i * LANES], high, s, top)
+                part = _add(part, evens[lane + i * LANES], low, s, top)
+                part = _add(part, odds[lane + i * LANES], high, s, top)
             sums[lane], sums[lane + WIDTH], sums[lane + 2 * WIDTH] = part[:3]
             sums[lane + 3 * WIDTH], sums[lane + 4 * WIDTH], peak[lane] = part[3:]
 
 
 @partial(jit, reorder=True)
-def _added(part: _Part, bits: np.uint32, q: np.float32, s: np.float32, top: np.float32) -> _Part:
+def _add(part: _Part, bits: np.uint32, q: np.float32, s: np.float32, top: np.float32) -> _Part:
     """Add a weight and its code to ww, ee, eq, qq, the largest distance and the peak.
 
     No code is nearer to a weight beyond the largest code's value, `top`: such a weight is taken to lie at `top`.
@@ -134,15 +134,15 @@ def _count_nibbles(count: int, words: U32, counts: U32) -> None:
     """
     each = count // 8
     for j in range(words.size // LANES):
-        found, stored = counts[j // each * LANES :], words[j * LANES : (j + 1) * LANES]
+        tally, stored = counts[j // each * LANES :], words[j * LANES : (j + 1) * LANES]
         for lane in range(LANES):
             word = stored[lane]
             zero, ends = np.uint32(word ^ np.uint32(0x88888888)), np.uint32(word ^ np.uint32(word >> _1))
             zero = np.uint32(zero | np.uint32(zero >> _1))
             zero = np.uint32(zero | np.uint32(zero >> _2))
             ends = np.uint32(ends | np.uint32(np.uint32(ends >> _1) | np.uint32(ends >> _2)))
-            found[lane] += _others(np.uint32(zero & np.uint32(0x11111111)), _8)
-            found[lane + WIDTH] += _others(np.uint32(ends & np.uint32(0x11111111)), _8)
+            tally[lane] += _count_zero_bits(np.uint32(zero & np.uint32(0x11111111)), _8)
+            tally[lane + WIDTH] += _count_zero_bits(np.uint32(ends & np.uint32(0x11111111)), _8)
 
 
 @jit
@@ -152,7 +152,7 @@ def _count_bytes(count: int, num_bits: int, words: U32, counts: U32) -> None:
     middle = np.uint32(0x01010101 << (num_bits - 1))
     neighbours = np.uint32(0x01010101 * ((1 << (num_bits - 1)) - 1))  # two bits of the same code
     for j in range(words.size // LANES):
-        found, stored = counts[j // each * LANES :], words[j * LANES : (j + 1) * LANES]
+        tally, stored = counts[j // each * LANES :], words[j * LANES : (j + 1) * LANES]
         for lane in range(LANES):
             word = stored[lane]
             zero, ends = np.uint32(word ^ middle), np.uint32(np.uint32(word ^ np.uint32(word >> _1)) & neighbours)
@@ -162,12 +162,12 @@ def _count_bytes(count: int, num_bits: int, words: U32, counts: U32) -> None:
             ends = np.uint32(ends | np.uint32(ends >> _1))
             ends = np.uint32(ends | np.uint32(ends >> _2))
             ends = np.uint32(ends | np.uint32(ends >> np.uint32(3)))
-            found[lane] += _others(np.uint32(zero & np.uint32(0x01010101)), _4)
-            found[lane + WIDTH] += _others(np.uint32(ends & np.uint32(0x01010101)), _4)
+            tally[lane] += _count_zero_bits(np.uint32(zero & np.uint32(0x01010101)), _4)
+            tally[lane + WIDTH] += _count_zero_bits(np.uint32(ends & np.uint32(0x01010101)), _4)
 
 
 @jit
-def _others(flags: np.uint32, size: np.uint32) -> np.uint32:
+def _count_zero_bits(flags: np.uint32, size: np.uint32) -> np.uint32:
     """Return `size` less the number of bits that are 1, of the lowest bits of nibbles."""
     sums = np.uint32(np.uint32(flags & _NIBBLES) + np.uint32(np.uint32(flags >> _4) & _NIBBLES))
     sums = np.uint32(sums + np.uint32(sums >> _SIXTEEN))

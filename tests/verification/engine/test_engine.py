@@ -24,8 +24,8 @@ from g4convert.progress import Progress
 from g4convert.report import Severity
 from g4convert.request import EngineName, Level, Request
 from g4convert.verification import profiles
-from g4convert.verification.engine.judge import MeasuredParity, judged_parity
-from g4convert.verification.engine.level import check_engine, counted, joined, run_engine
+from g4convert.verification.engine.judge import MeasuredParity, judge_parity
+from g4convert.verification.engine.level import check_engine, join_answers, run_engine, score_some_tokens
 from g4convert.verification.engine.prompts import EngineRefusal, Unfilled, prompts_of
 from g4convert.verification.engine.scores import AnswerSums, Parity, score_answer
 from g4convert.verification.logits.kept import NOTHING, KeptProbe
@@ -86,8 +86,8 @@ def test_of_a_probe_without_an_answer_every_token_counts(probes: dict[str, Probe
     batch = probes["batch"]
     silent = Probe.of("x", "x", batch.arguments, torch.zeros_like(batch.response))
     rows = batch.arguments["attention_mask"].sum(-1) - 1
-    assert torch.equal(counted(silent).response.sum(-1), rows)
-    assert counted(batch) is batch
+    assert torch.equal(score_some_tokens(silent).response.sum(-1), rows)
+    assert score_some_tokens(batch) is batch
 
 
 # ---- how answers are scored
@@ -140,7 +140,7 @@ def test_answers_of_several_rows_are_one() -> None:
     p, targets = rows(0)
     whole = top_logits(p, targets, 4)
     parts = [top_logits(p[place], targets[place], 4 + number) for number, place in enumerate((slice(2), slice(2, 5)))]
-    found = joined(parts)
+    found = join_answers(parts)
     assert torch.equal(found.ids, whole.ids)
     assert torch.equal(found.target_logprob, whole.target_logprob)
 
@@ -254,7 +254,7 @@ def test_top_tokens_may_differ_by_chance(agrees: float, severity: Severity) -> N
         return sums.parity()
 
     measured = MeasuredParity(parity(agrees), {"noise": parity(0.97)})
-    found = {one.code: one.severity for one in judged_parity(measured, profiles.load("parity"))}
+    found = {one.code: one.severity for one in judge_parity(measured, profiles.load("parity"))}
     assert found["engine.parity.top1_agreement"] is severity
 
 
@@ -274,7 +274,7 @@ def test_what_no_answer_shows_passes_whatever_the_floor_is(off: float, severity:
         sums.add(probe, KeptProbe(HeldLogits(p), NOTHING), top_logits(other, targets, 3))
         return sums.parity()
 
-    found = judged_parity(MeasuredParity(parity(off), {"noise": parity(4e-6)}), profiles.load("parity"))
+    found = judge_parity(MeasuredParity(parity(off), {"noise": parity(4e-6)}), profiles.load("parity"))
     assert {one.severity for one in found if one.code == "engine.logprobs"} == {severity}
 
 

@@ -17,7 +17,7 @@ import pytest
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.request import EngineName, Request
 from g4convert.verification.engine import answers, http, process
-from g4convert.verification.engine.answers import AnswerError, Told, document, top_logits
+from g4convert.verification.engine.answers import AnswerError, StartAnswer, parse_document, top_logits
 from g4convert.verification.engine.process import Program
 from g4convert.verification.engine.prompts import Prompt
 from g4convert.verification.engine.sglang import Sglang
@@ -253,7 +253,7 @@ def test_a_start_that_is_told_in_another_form_is_a_fault(answer: dict[str, Any],
 
 
 def test_a_start_in_the_right_form_is_taken() -> None:
-    assert Told.model_validate(GOOD).parameters == 3
+    assert StartAnswer.model_validate(GOOD).parameters == 3
 
 
 @pytest.mark.parametrize(
@@ -272,4 +272,4 @@ def test_limits_are_told_by_the_error() -> None:
     with pytest.raises(AnswerError, match="64 MiB"):
         raise answers.OversizeError
     with pytest.raises(AnswerError, match="no JSON object"):
-        document(b"[1]")
+        parse_document(b"[1]")

@@ -17,7 +17,7 @@ from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.load import load
 from g4convert.progress import Progress
 from g4convert.report import Severity
-from g4convert.verification.engine.level import check_engine, counted
+from g4convert.verification.engine.level import check_engine, score_some_tokens
 from g4convert.verification.engine.prompts import EngineRefusal, Prompt
 from g4convert.verification.engine.sglang import Sglang, sglang
 from g4convert.verification.probes.suite import make_probes
@@ -118,7 +118,7 @@ def asked(out: Path, answers: dict[str, Any], *, timeout: float = 20) -> Iterato
 
 
 def test_a_server_with_the_right_model_passes(out: Path, model: Model) -> None:
-    probes = [counted(one) for one in make_probes(model, out, kinds=("prose", "batch", "image"), tokens=1)]
+    probes = [score_some_tokens(one) for one in make_probes(model, out, kinds=("prose", "batch", "image"), tokens=1)]
     with asked(out, {"/model_info": info(out), "/generate": generate(model)}) as engine:
         findings = check_engine(engine, model, probes, progress=Progress()).findings
     assert not [one for one in findings if one.severity in {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}]
@@ -132,7 +132,7 @@ def test_a_server_with_the_right_model_passes(out: Path, model: Model) -> None:
 def test_a_server_with_other_numbers_fails(out: Path, model: Model) -> None:
     other = load(out, packed=False)
     other.get_decoder().layers[1].layer_scalar.fill_(1)
-    probes = [counted(one) for one in make_probes(model, out, kinds=("prose",), tokens=1)]
+    probes = [score_some_tokens(one) for one in make_probes(model, out, kinds=("prose",), tokens=1)]
     with asked(out, {"/model_info": info(out), "/generate": generate(other)}) as engine:
         findings = check_engine(engine, model, probes, progress=Progress()).findings
     assert "engine.logprobs" in {one.code for one in findings if one.severity is Severity.FAIL}

@@ -24,7 +24,7 @@ from g4convert.errors import EnvironmentFault
 from g4convert.forward.load import load
 from g4convert.progress import Progress
 from g4convert.report import Finding, Severity
-from g4convert.verification.engine.level import check_engine, counted
+from g4convert.verification.engine.level import check_engine, score_some_tokens
 from g4convert.verification.engine.prompts import EngineRefusal, prompts_of
 from g4convert.verification.engine.vllm import Vllm, vllm
 from g4convert.verification.probes.suite import make_probes
@@ -86,7 +86,7 @@ def judged(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     """Level engine of a good checkpoint, by a fake with a fault in it; the first probe of each kind."""
     model = load(out, packed=False)
     probes = make_probes(model, out, kinds=("prose", "batch", "image", "video"), tokens=1)
-    probes = [counted(one) for one in first_of_each(probes)]
+    probes = [score_some_tokens(one) for one in first_of_each(probes)]
 
     def judge(fault: str, served_model: Model = model) -> list[Finding]:
         answers = kept(tmp_path_factory.mktemp("answers") / "logits.safetensors", served_model, probes)
@@ -112,7 +112,7 @@ def test_a_key_that_vllm_needs_is_supplied_and_told(out: Path, tmp_path: Path) -
         out, tmp_path / "lacking", config(lambda whole: whole["vision_config"].pop("default_output_length"))
     )
     model = load(lacking, packed=False)
-    probes = [counted(one) for one in make_probes(model, lacking, kinds=("prose",), tokens=1)]
+    probes = [score_some_tokens(one) for one in make_probes(model, lacking, kinds=("prose",), tokens=1)]
     with served(lacking, out, answers=kept(tmp_path / "logits.safetensors", model, probes)) as engine:
         findings = [*check_engine(engine, model, probes, progress=Progress()).findings]
     assert codes(findings, Severity.WARN) == {"engine.config": ["vision_config.default_output_length"]}

@@ -10,7 +10,7 @@ import pytest
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.report import Finding, Severity
 from g4convert.verification import profiles
-from g4convert.verification.logits.advice import BetterRecipe, is_right, measured_on, ways, with_advice
+from g4convert.verification.logits.advice import BetterRecipe, add_advice, better_recipes, is_right, measured_on
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ def made(packed: Packed, text: Path) -> tuple[Checkpoint, Checkpoint]:
 
 def test_the_worst_findings_of_a_loss_name_what_costs_less() -> None:
     def remedies(*findings: Finding) -> dict[str, str]:
-        return {one.code: one.remedy for one in with_advice(findings, WAYS, high=0.38, model="M") if one.remedy}
+        return {one.code: one.remedy for one in add_advice(findings, WAYS, high=0.38, model="M") if one.remedy}
 
     found = remedies(finding("loss.kl_mean", FAIL), finding("loss.kl_p999", WARN), finding("parity.kl_mean", PASS))
     assert list(found) == ["logits.loss.kl_mean"]
@@ -69,14 +69,15 @@ def test_the_worst_findings_of_a_loss_name_what_costs_less() -> None:
 )
 def test_the_remedy_says_how_each_figure_is_estimated(options: tuple[str, ...], how: str) -> None:
     found = [replace(WAYS[0], what=what) for what in options]
-    (one,) = with_advice([finding("loss.kl_mean", FAIL)], found, high=0.38, model="M")
+    (one,) = add_advice([finding("loss.kl_mean", FAIL)], found, high=0.38, model="M")
     assert f"({how});" in one.remedy
 
 
 def test_what_should_pass_comes_first_and_then_the_smaller(made: tuple[Checkpoint, Checkpoint]) -> None:
     """Auto left 0.30 nats of a real model, gptq 0.053: of 0.12 it would leave 0.021, of 0.6 more than the 0.05."""
     little, much = (
-        [(one.options, one.passes) for one in ways(*made, metrics(kl), profiles.load("w4a16"))] for kl in (0.12, 0.6)
+        [(one.options, one.passes) for one in better_recipes(*made, metrics(kl), profiles.load("w4a16"))]
+        for kl in (0.12, 0.6)
     )
     gptq = "-r w4a16-g32-gptq"
     assert little[0] == (gptq, True)
@@ -84,7 +85,9 @@ def test_what_should_pass_comes_first_and_then_the_smaller(made: tuple[Checkpoin
     assert "-r w4a16-g32-best" not in dict(little)  # takes four times as long, for 2 % less
     assert much[0] == ("-r w8a16-g32", True)
     assert (gptq, False) in much[1:]
-    (kept,) = (one for one in ways(*made, metrics(0.2), profiles.load("w4a16")) if one.options == "--pack attention")
+    (kept,) = (
+        one for one in better_recipes(*made, metrics(0.2), profiles.load("w4a16")) if one.options == "--pack attention"
+    )
     assert (kept.what, kept.name, kept.expected) == (
         "mlp kept in bf16",
         "W4A16-attention",
@@ -96,21 +99,25 @@ def test_what_should_pass_comes_first_and_then_the_smaller(made: tuple[Checkpoin
 def test_losses_of_two_models_are_not_mixed(packed: Packed) -> None:
     """Groups of 128 were measured without experts alone: there 4 bits left 0.628, and in groups of 32 0.301."""
     out = Checkpoint.open(packed("moe", group_size=128, pack=("attention",)))
-    (eight,) = (one for one in ways(out, None, metrics(0.628), profiles.load("w4a16")) if one.options == "-r w8a16-g32")
+    (eight,) = (
+        one
+        for one in better_recipes(out, None, metrics(0.628), profiles.load("w4a16"))
+        if one.options == "-r w8a16-g32"
+    )
     assert eight.kl == pytest.approx(0.301 / 4**4)
     assert measured_on(out) == "Gemma 3 270M"
 
 
 def test_the_upper_end_of_the_interval_decides(made: tuple[Checkpoint, Checkpoint]) -> None:
     for high, passes in ((0.2, True), (0.4, False)):
-        found = ways(*made, metrics(0.2, high), profiles.load("w4a16"))
+        found = better_recipes(*made, metrics(0.2, high), profiles.load("w4a16"))
         assert next(one.passes for one in found if one.options == "-r w4a16-g32-gptq") is passes
 
 
 def test_sizes_need_the_original(made: tuple[Checkpoint, Checkpoint]) -> None:
     out, source = made
-    assert all(one.nbytes for one in ways(out, source, metrics(0.2), profiles.load("w4a16")))
-    bare = ways(out, None, metrics(0.2), profiles.load("w4a16"))
+    assert all(one.nbytes for one in better_recipes(out, source, metrics(0.2), profiles.load("w4a16")))
+    bare = better_recipes(out, None, metrics(0.2), profiles.load("w4a16"))
     assert {one.nbytes for one in bare} == {None}
     assert "`-r w8a16-g32`: 8 bits, KL at most about 0.00078, should pass" in [one.line for one in bare]
 

@@ -294,7 +294,7 @@ def test_inputs_of_layers(e2b: Path) -> None:
     (probe,) = probes_of(reference.model, e2b, ("audio",))
 
     def record(model: ModelCandidate) -> inputs.Inputs:
-        with inputs.recorded(model.model) as found:
+        with inputs.recording_inputs(model.model) as found:
             model.run(probe)
         return found
 
@@ -318,5 +318,5 @@ def test_inputs_of_layers(e2b: Path) -> None:
     assert words[1].endswith(f"at {len(soft)} positions, the first {int(soft[0])}")
     right = reference.run(probe).logits
     assert not torch.equal(candidate.run(probe).logits, right)
-    with inputs.forced(candidate.model, expected, "embeddings"):
+    with inputs.forcing_input(candidate.model, expected, "embeddings"):
         assert torch.allclose(candidate.run(probe).logits, right, atol=1e-5)

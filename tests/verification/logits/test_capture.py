@@ -14,10 +14,11 @@ from g4convert.forward.load import load
 from g4convert.forward.logits import HeldLogits
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits import capture as capturing
-from g4convert.verification.logits.capture import Captured, capture
+from g4convert.verification.logits.capture import Captured
 from g4convert.verification.logits.kept import KeptProbe
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.probes.suite import digest, make_probes
+from tests.helpers.captured import store
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_round_trip(
     reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe], tmp_path: Path
 ) -> None:
     path = tmp_path / "ref.safetensors"
-    written = capture(reference, probes, path, source="abc", facts={"dtype": "float32"})
+    written = store(reference, probes, path, source="abc", facts={"dtype": "float32"})
     stored = Captured.open(path)
     assert digest(stored.probes) == digest(probes)
     assert stored.facts == written.facts
@@ -88,13 +89,13 @@ def test_layers_stay_in_order(tmp_path: Path) -> None:
                 HeldLogits(torch.randn(4, 20)), layers={f"layers.{number}": torch.ones(8, 4) for number in range(12)}
             )
 
-    capture(Deep(), [probe], tmp_path / "ref", source="")
+    store(Deep(), [probe], tmp_path / "ref")
     assert list(Captured.open(tmp_path / "ref").kept["one"].states.layers) == [f"layers.{n}" for n in range(12)]
 
 
 def test_its_own_reference_is_exact(reference: ModelCandidate, probes: Sequence[Probe], tmp_path: Path) -> None:
     path = tmp_path / "ref.safetensors"
-    capture(reference, probes, path, source="")
+    store(reference, probes, path)
     found = judged(Captured.open(path), reference)
     assert (found.kl_max, found.rms_dp, found.logit_max_diff, found.ppl_ratio) == (0, 0, 0, 1)
     assert found.sqnr_min == float("inf")
@@ -108,11 +109,11 @@ def test_of_a_large_vocabulary_the_likeliest_tokens_are_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    capture(reference, probes, tmp_path / "full.safetensors", source="")
+    store(reference, probes, tmp_path / "full.safetensors")
     monkeypatch.setattr(capturing, "FULL_VOCABULARY", 100)
     monkeypatch.setattr(capturing, "TOP", 64)
     path = tmp_path / "top.safetensors"
-    capture(reference, probes, path, source="")
+    store(reference, probes, path)
     full, found = (judged(Captured.open(tmp_path / f"{kind}.safetensors"), candidate) for kind in ("full", "top"))
     assert found.lower_bound
     assert 0.3 * full.kl_mean < found.kl_mean < full.kl_mean
@@ -130,7 +131,7 @@ def test_arguments_of_any_nesting(checkpoints: object, tmp_path: Path) -> None:
     directory = checkpoints("assistant")
     model = ModelCandidate(load(directory))
     probes = make_probes(model.model, directory)
-    capture(model, probes, tmp_path / "draft.safetensors", source="")
+    store(model, probes, tmp_path / "draft.safetensors")
     (stored,) = Captured.open(tmp_path / "draft.safetensors").probes
     states, expected = stored.arguments["shared_kv_states"], probes[0].arguments["shared_kv_states"]
     assert states.keys() == expected.keys()
@@ -142,7 +143,7 @@ def test_of_a_streamed_model_the_same(
     reference: ModelCandidate, probes: Sequence[Probe], moe: Path, tmp_path: Path
 ) -> None:
     for name, model in {"a": reference, "b": ModelCandidate(load(moe, memory="stream"))}.items():
-        capture(model, probes, tmp_path / name, source="")
+        store(model, probes, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -159,5 +160,5 @@ def test_other_files_are_refused(reference: ModelCandidate, probes: Sequence[Pro
     save_file({"x": torch.zeros(1)}, path, metadata={"g4convert_reference": '{"metrics_version": 0}'})
     with pytest.raises(InputError, match="metrics version 0, expected 1"):
         Captured.open(path)
-    capture(reference, probes[:1], path, source="")
+    store(reference, probes[:1], path)
     assert len(Captured.open(path).probes) == 1  # what was there is replaced

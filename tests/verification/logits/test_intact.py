@@ -17,8 +17,9 @@ from g4convert.forward.candidate import ProbeOutputs
 from g4convert.forward.logits import HeldLogits
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits import capture as capturing
-from g4convert.verification.logits.capture import Captured, capture
+from g4convert.verification.logits.capture import Captured
 from g4convert.verification.logits.intact import DIGEST, digest
+from tests.helpers.captured import store
 
 FACTS = "g4convert_reference"
 Tensors = dict[str, torch.Tensor]
@@ -49,7 +50,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(capturing, "TOP", 5)
     probe = Probe.of("one", "prose", {"input_ids": torch.arange(8)[None]}, torch.arange(8)[None] > 3)
     path = tmp_path / "ref.safetensors"
-    capture(Model(), [probe], path, source="abc")
+    store(Model(), [probe], path, source="abc")
     return path
 
 

@@ -12,12 +12,14 @@ from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
 from g4convert.forward.models import cache_name
 from g4convert.forward.probe import Probe
+from g4convert.progress import Progress
 from g4convert.report import Finding, Judged, Report, Severity
 from g4convert.verification import profiles
-from g4convert.verification.logits.capture import Captured, capture
+from g4convert.verification.logits.capture import Captured
 from g4convert.verification.logits.judge import check_logits
 from g4convert.verification.logits.trace import Models
 from g4convert.verification.probes.suite import make_probes
+from tests.helpers.captured import store
 
 BAD = (Severity.FAIL, Severity.INCONCLUSIVE)
 
@@ -46,7 +48,9 @@ def probes(pair: tuple[Path, Path], original: ModelCandidate) -> tuple[Probe, ..
 
 
 def judged(models: Models, probes: tuple[Probe, ...]) -> Judged:
-    return check_logits(models, probes, loss=profiles.load("w4a16"), parity=profiles.load("parity"))
+    return check_logits(
+        models, probes, loss=profiles.load("w4a16"), parity=profiles.load("parity"), progress=Progress()
+    )
 
 
 def bad(judgement: Judged, *, but: str = "logits.loss.") -> dict[str, list[Finding]]:
@@ -114,7 +118,7 @@ def test_a_stored_reference_stands_in_for_the_original(  # noqa: PLR0913, PLR091
     probes: tuple[Probe, ...],
     tmp_path: Path,
 ) -> None:
-    capture(original, probes, tmp_path / "ref.safetensors", source="")
+    store(original, probes, tmp_path / "ref.safetensors")
     stored = Captured.open(tmp_path / "ref.safetensors")
     found = judged(Models(stored, dequantized, ModelCandidate(load(pair[1]))), ())
     assert bad(found) == {}

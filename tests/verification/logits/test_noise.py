@@ -12,7 +12,7 @@ from g4convert.forward.probe import Probe
 from g4convert.verification import profiles
 from g4convert.verification.logits.kept import KeptProbe
 from g4convert.verification.logits.metrics import Comparison, Metrics
-from g4convert.verification.logits.noise import EPSILON, floor, noisy, worse
+from g4convert.verification.logits.noise import EPSILON, adding_noise, floor, is_worse
 from g4convert.verification.logits.parts import decoder_layers
 from g4convert.verification.probes.suite import make_probes
 
@@ -30,7 +30,7 @@ def prose(dense: Path, dense_model: ModelCandidate) -> Probe:
 def against_itself(model: ModelCandidate, probe: Probe, epsilon: float, *, seed: int = 0) -> Metrics:
     comparison = Comparison()
     expected = KeptProbe.of(probe, model.run(probe))
-    with noisy(list(decoder_layers(model.model).values()), epsilon, seed=seed):
+    with adding_noise(list(decoder_layers(model.model).values()), epsilon, seed=seed):
         comparison.add(probe, expected, model.run(probe))
     return comparison.metrics()
 
@@ -78,11 +78,11 @@ def test_floor_of_a_model_lets_something_be_told(dense: Path, dense_model: Model
 
 
 def test_worse() -> None:
-    assert worse("kl_mean", 2, 1)
-    assert worse("top1_agreement", 0.9, 1)
-    assert worse("ppl_ratio", 0.9, 1.05)
-    assert worse("ppl_ratio", 1.2, 0.9)
-    assert not worse("kl_mean", math.nan, 1)
+    assert is_worse("kl_mean", 2, 1)
+    assert is_worse("top1_agreement", 0.9, 1)
+    assert is_worse("ppl_ratio", 0.9, 1.05)
+    assert is_worse("ppl_ratio", 1.2, 0.9)
+    assert not is_worse("kl_mean", math.nan, 1)
 
 
 def test_a_number_beats_a_nan(dense_model: ModelCandidate, prose: Probe) -> None:
@@ -99,7 +99,7 @@ def test_layers_that_hooks_see_have_the_noise(dense_model: ModelCandidate, prose
     seen = []
     layer = next(iter(decoder_layers(dense_model.model).values()))
     handle = layer.register_forward_hook(lambda *arguments: seen.append(arguments[2].clone()))
-    with noisy([layer], 0.1, seed=0):
+    with adding_noise([layer], 0.1, seed=0):
         dense_model.run(prose)
     dense_model.run(prose)
     handle.remove()

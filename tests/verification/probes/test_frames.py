@@ -17,8 +17,8 @@ from g4convert.errors import GateError, InputError, UsageError
 from g4convert.forward.conversations import Conversation, placeholders, read_prompts
 from g4convert.forward.probe import Probe
 from g4convert.gemma4.family import Family
-from g4convert.verification.probes.answers import decode_equals_prefill, with_answers
-from g4convert.verification.probes.suite import bundled, digest, left_padded, make_probes
+from g4convert.verification.probes.answers import answer_probes, decode_equals_prefill
+from g4convert.verification.probes.suite import bundled, digest, make_probes, pad_left
 
 __all__ = ["models"]  # a fixture
 
@@ -73,7 +73,7 @@ def test_decoding_sees_a_cache_that_forgets(models, monkeypatch: pytest.MonkeyPa
 def test_answers_are_the_models_own(models) -> None:  # noqa: ANN001
     model, probes = models("unified")
     probes = first_of_each(probes)
-    found = with_answers(model, probes, max_new_tokens=6)
+    found = answer_probes(model, probes, max_new_tokens=6)
     assert [probe.name for probe in found] == [probe.name for probe in probes]
     for given, probe in zip(probes, found, strict=True):
         assert 0 < len(probe.targets) <= 6 * len(probe.response)
@@ -84,22 +84,22 @@ def test_answers_are_the_models_own(models) -> None:  # noqa: ANN001
         own = counted(model, probe).topk(2)
         sure = own.values[:, 0] - own.values[:, 1] > 1e-3
         assert torch.equal(own.indices[sure, 0], probe.targets[sure])
-    assert digest(found) == digest(with_answers(model, probes, max_new_tokens=6, batch_size=3))
+    assert digest(found) == digest(answer_probes(model, probes, max_new_tokens=6, batch_size=3))
 
 
 def test_an_answer_ends_with_the_end_of_turn_and_rows_end_alone(models, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
     model, probes = models("moe")
     probes = tuple(probe for probe in probes if probe.bucket in {"batch", "code"})
     probes = first_of_each(probes)
-    long = with_answers(model, probes, max_new_tokens=12)
+    long = answer_probes(model, probes, max_new_tokens=12)
     ends = int(by_name(long)["batch"].targets[2])
     monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
-    for probe in with_answers(model, probes, max_new_tokens=12):
+    for probe in answer_probes(model, probes, max_new_tokens=12):
         for row in probe.sequences.unique():
             answer = probe.targets[probe.sequences == row].tolist()
             assert ends not in answer[:-1]
             assert len(answer) == 12 or answer[-1] == ends
-    batch = by_name(with_answers(model, probes, max_new_tokens=12))["batch"]
+    batch = by_name(answer_probes(model, probes, max_new_tokens=12))["batch"]
     assert len(batch.targets) < 36
 
 
@@ -114,7 +114,7 @@ def test_an_answer_has_no_placeholder_of_media(models) -> None:  # noqa: ANN001
 
     handle = model.get_output_embeddings().register_forward_hook(prefer_them)
     try:
-        found = with_answers(model, asked, max_new_tokens=3)
+        found = answer_probes(model, asked, max_new_tokens=3)
     finally:
         handle.remove()
     assert not any(torch.isin(probe.targets, torch.tensor(barred)).any() for probe in found)
@@ -126,7 +126,7 @@ def test_answers_of_a_broken_reference_are_refused(models) -> None:  # noqa: ANN
     kept = norm.clone()
     norm.data.fill_(float("nan"))
     with pytest.raises(GateError, match="not finite, so it gives no answer"):
-        with_answers(model, probes[:1], max_new_tokens=2)
+        answer_probes(model, probes[:1], max_new_tokens=2)
     norm.data.copy_(kept)
 
 
@@ -158,7 +158,7 @@ def test_a_base_model_reads_plain_text_and_all_of_it_counts(models, base: Path) 
         "<bos>Repeat: a small light at the end of a long road\na small light at the end of a long road"
     )
     assert probe.response.tolist() == [[True] * (probe.response.shape[1] - 1) + [False]]
-    assert with_answers(models("moe")[0], (probe,), max_new_tokens=2) == (probe,)
+    assert answer_probes(models("moe")[0], (probe,), max_new_tokens=2) == (probe,)
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(models) -> None:  # noqa: ANN001
@@ -198,7 +198,7 @@ def test_prompts_of_the_user(tmp_path: Path, models, checkpoints: Checkpoints) -
     model = models("text")[0]
     probes = make_probes(model, checkpoints("text"), conversations=found)
     assert [len(probe.targets) for probe in probes] == [0, 3]
-    assert all(len(probe.targets) for probe in with_answers(model, probes, max_new_tokens=4))
+    assert all(len(probe.targets) for probe in answer_probes(model, probes, max_new_tokens=4))
 
 
 def test_plain_text_is_refused_for_an_instruction_tuned_model(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
 
 def test_left_padding_of_one_row_is_no_padding(models) -> None:  # noqa: ANN001
     model, _ = models("text")
-    probe = left_padded("one", "batch", [([2, 40, 41], [42, 43])], model.config)
+    probe = pad_left("one", "batch", [([2, 40, 41], [42, 43])], model.config)
     assert probe.arguments["attention_mask"].tolist() == [[1] * 5]
     assert probe.arguments["position_ids"].tolist() == [[0, 1, 2, 3, 4]]
     assert probe.targets.tolist() == [42, 43]

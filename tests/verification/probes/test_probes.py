@@ -21,7 +21,7 @@ from g4convert.forward.load import load
 from g4convert.forward.media import COLOURS, call, pictures
 from g4convert.forward.models import Model
 from g4convert.gemma4.family import Family
-from g4convert.verification.probes.answers import with_answers
+from g4convert.verification.probes.answers import answer_probes
 from g4convert.verification.probes.suite import KINDS, digest, make_probes
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def test_a_draft_probe_for_assistants(checkpoints: Checkpoints) -> None:
     assert probe.bucket == "draft"
     logits = model(**probe.arguments).logits.flatten(0, 1)[probe.scored]
     assert len(logits) == len(probe.targets) == 8
-    assert with_answers(model, (probe,), max_new_tokens=4) == (probe,)
+    assert answer_probes(model, (probe,), max_new_tokens=4) == (probe,)
 
 
 def test_kinds_and_tokens_choose(models, checkpoints: Checkpoints) -> None:  # noqa: ANN001

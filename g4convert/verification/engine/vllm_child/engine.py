@@ -60,12 +60,12 @@ class Engine:
         name = str(self._count)
         parameters = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=self._top, detokenize=False)
         engine.add_request(name, prompt(asked["ids"], asked["media"], name), parameters)
-        found: Any = None
+        logprobs: Any = None
         try:
             while engine.has_unfinished_requests():
                 for output in engine.step():
-                    found = output.prompt_logprobs or found
+                    logprobs = output.prompt_logprobs or logprobs
         except Exception:
             engine.abort_request([name])  # abort goes by the name given to add_request
             raise
-        return [found[row + 1] for row in asked["rows"]]
+        return [logprobs[row + 1] for row in asked["rows"]]

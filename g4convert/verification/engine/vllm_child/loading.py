@@ -33,9 +33,9 @@ def watch_loading(state: State) -> None:
 
     class WatchedLoader(DefaultModelLoader):  # type: ignore[misc] # Any
         def __init__(self, load_config: Any) -> None:
-            own = copy.copy(load_config)
-            own.load_format = "safetensors"
-            super().__init__(own)
+            config = copy.copy(load_config)
+            config.load_format = "safetensors"
+            super().__init__(config)
 
         def load_model(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
             state.phase = "build"
@@ -44,12 +44,12 @@ def watch_loading(state: State) -> None:
 
         def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:
             state.phase = "load"
-            tensors = watched(model)
+            tensors = watched_tensors(model)
             state.unwatched = poison(tensors)
             state.parameters = len(tensors) - state.unwatched
             super().load_weights(model, model_config)
             # collected again: some loaders replace a parameter's tensor
-            state.unfilled = unfilled(watched(model))
+            state.unfilled = unfilled_tensors(watched_tensors(model))
             if state.unfilled:
                 raise RuntimeError(f"no tensor of the checkpoint reached {len(state.unfilled)} parameters")
             state.phase = "ready"
@@ -57,9 +57,9 @@ def watch_loading(state: State) -> None:
     register_model_loader(FORMAT)(WatchedLoader)
 
 
-def watched(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def watched_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters and persistent buffers that a checkpoint must fill, by vLLM's names."""
-    found = {}
+    tensors = {}
     for prefix, module in model.named_modules():
         if hasattr(module, "kv_cache"):
             continue
@@ -70,8 +70,8 @@ def watched(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         }
         for name, tensor in {**dict(module.named_parameters(recurse=False)), **buffers}.items():
             if tensor.numel():
-                found[f"{prefix}.{name}".lstrip(".")] = tensor.data
-    return found
+                tensors[f"{prefix}.{name}".lstrip(".")] = tensor.data
+    return tensors
 
 
 def poison(tensors: dict[str, torch.Tensor]) -> int:
@@ -86,14 +86,14 @@ def poison(tensors: dict[str, torch.Tensor]) -> int:
     return unwatched
 
 
-def unfilled(tensors: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+def unfilled_tensors(tensors: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
     """Return the tensors in which the pattern is left, with the share of their elements that have it."""
-    found = []
+    unfilled = []
     for name, tensor in tensors.items():
         if tensor.dtype in PATTERNS:
             bits, pattern = PATTERNS[tensor.dtype]
             count = int((tensor.view(bits) == pattern).sum())
             chance = tensor.dtype is torch.int32 and count < min(_FEW, tensor.numel())
             if count and not chance:
-                found.append({"name": name, "share": count / tensor.numel()})
-    return found
+                unfilled.append({"name": name, "share": count / tensor.numel()})
+    return unfilled

@@ -30,21 +30,21 @@ def serve(questions: Any, replies: Any) -> None:
                 engine = Engine(asked, state)
                 reply("started", **_facts(engine), **asdict(state))
             else:
-                reply("scored", **_scored(engine.score(asked), asked))
+                reply("scored", **_rows_json(engine.score(asked), asked))
         except Exception as error:  # noqa: BLE001 -- whatever vLLM raises is reported to the parent
             traceback.print_exc()
-            told = {"kind": type(error).__name__, "message": str(error)}
+            problem = {"kind": type(error).__name__, "message": str(error)}
             if engine is None:
-                reply("failed", **told, **asdict(state))
+                reply("failed", **problem, **asdict(state))
                 return
-            reply("refused", **told)
+            reply("refused", **problem)
 
 
 def _facts(engine: Engine) -> dict[str, Any]:
     return {name: getattr(engine, name) for name in ("name", "device", "dtype", "decodes", "causal")}
 
 
-def _scored(rows: list[dict[int, Any]], asked: dict[str, Any]) -> dict[str, Any]:
+def _rows_json(rows: list[dict[int, Any]], asked: dict[str, Any]) -> dict[str, Any]:
     """Return ids and log-probabilities of the likeliest tokens of each row, and that of the next token."""
     true = [row[asked["ids"][place + 1]].logprob for row, place in zip(rows, asked["rows"], strict=True)]
     ranked = [sorted(row.items(), key=lambda one: -one[1].logprob) for row in rows]

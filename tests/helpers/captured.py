@@ -1,0 +1,26 @@
+"""Stored references of tests."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from g4convert.forward.candidate import ModelCandidate
+from g4convert.forward.probe import Probe
+from g4convert.progress import Progress
+from g4convert.verification.logits import capture
+from g4convert.verification.logits.capture import Captured
+
+
+def store(
+    candidate: ModelCandidate, probes: Sequence[Probe], path: Path, *, source: str = "", facts: Mapping[str, str] = {}
+) -> Captured:
+    """Run a model on probes and store its outputs; a file that is there is replaced."""
+    return capture.capture(
+        candidate,
+        probes,
+        path,
+        source=source,
+        facts=facts,
+        overwrite=True,
+        check=lambda: None,
+        progress=Progress(),
+    )
