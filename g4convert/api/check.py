@@ -38,5 +38,5 @@ def check(
     directory = source.resolve(os.fspath(model)).path
     target = None if assistant_of is None else source.resolve(os.fspath(assistant_of)).path
     found = judge(replace(asked, directory=directory, target=target))
-    against = None if assistant_of is None else source.named(os.fspath(assistant_of))
-    return replace(found, report=replace(found.report, output=source.named(os.fspath(model)), reference=against))
+    against = None if assistant_of is None else source.display_name(os.fspath(assistant_of))
+    return replace(found, report=replace(found.report, output=source.display_name(os.fspath(model)), reference=against))

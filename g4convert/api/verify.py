@@ -71,5 +71,5 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         engine_timeout=engine_timeout,
     )
     found = run(asked, progress=saying(progress, say))
-    against = None if reference is None else source.named(os.fspath(reference))
-    return replace(found, output=source.named(os.fspath(output)), reference=against)
+    against = None if reference is None else source.display_name(os.fspath(reference))
+    return replace(found, output=source.display_name(os.fspath(output)), reference=against)

@@ -78,47 +78,50 @@ def implied_strategy(group_size: int | None) -> str | None:
     return "group" if group_size > 0 else "channel" if group_size == -1 else None
 
 
-def refused(given: Mapping[str, Any]) -> Iterator[str]:
+def refusal_reasons(arguments: Mapping[str, Any]) -> Iterator[str]:
     """Yield why compressed-tensors refuses quantization arguments, one reason a line; `ill_typed` has other types."""
-    yield from (f"{key!r:.40} is no key of compressed-tensors" for key in given if key not in _KEYS)
-    yield from (f"{key} is null" for key in _NEVER_NULL if key in given and given[key] is None)
-    yield from _others(given)
-    for key, known in _KNOWN.items():
-        if isinstance(said := given.get(key), str) and (said if key == "actorder" else said.lower()) not in known:
-            yield f"{key} {said!r:.40}: {not_one_of(known)}"
-    named = str(given.get("strategy") or "").lower()
+    yield from (f"{key!r:.40} is no key of compressed-tensors" for key in arguments if key not in _KEYS)
+    yield from (f"{key} is null" for key in _NEVER_NULL if key in arguments and arguments[key] is None)
+    yield from _check_other_keys(arguments)
+    for key, names in _KNOWN.items():
+        if (
+            isinstance(value := arguments.get(key), str)
+            and (value if key == "actorder" else value.lower()) not in names
+        ):
+            yield f"{key} {value!r:.40}: {not_one_of(names)}"
+    named = str(arguments.get("strategy") or "").lower()
     if named and named not in _KNOWN["strategy"]:
         return
-    size = given.get("group_size")
-    if named == "token" and not given.get("dynamic"):
+    size = arguments.get("group_size")
+    if named == "token" and not arguments.get("dynamic"):
         yield "strategy token, which values that are stored cannot have"
     if size is None or type(size) is int:
-        if dynamic := given.get("dynamic"):
-            yield from _unlike_dynamic(dynamic, named or implied_strategy(size))
-        yield from _misfits(named, size, has_block=given.get("block_structure") is not None)
+        if dynamic := arguments.get("dynamic"):
+            yield from _check_dynamic(dynamic, named or implied_strategy(size))
+        yield from _check_sizes(named, size, has_block=arguments.get("block_structure") is not None)
 
 
-def ill_typed(given: Mapping[str, Any]) -> Iterator[str]:
+def type_faults(arguments: Mapping[str, Any]) -> Iterator[str]:
     """Yield values of quantization arguments of a type that compressed-tensors cannot read, which is lenient."""
-    yield from _unlike(given, _TYPES)
+    yield from _check_types(arguments, _TYPES)
 
 
-def _unlike(given: Mapping[str, Any], types: Mapping[str, tuple[UnionType | type, str]]) -> Iterator[str]:
+def _check_types(arguments: Mapping[str, Any], types: Mapping[str, tuple[UnionType | type, str]]) -> Iterator[str]:
     for key, (kinds, expected) in types.items():
-        if not isinstance(given.get(key), kinds | None):  # a null that is refused is said elsewhere
-            yield f"{key} is {given[key]!r:.40}, expected {expected}"
+        if not isinstance(arguments.get(key), kinds | None):  # a null that is refused is said elsewhere
+            yield f"{key} is {arguments[key]!r:.40}, expected {expected}"
 
 
-def _others(given: Mapping[str, Any]) -> Iterator[str]:
+def _check_other_keys(arguments: Mapping[str, Any]) -> Iterator[str]:
     """Yield the reasons that lie in keys which say nothing of what is stored."""
-    yield from _unlike(given, _OTHER_TYPES)
+    yield from _check_types(arguments, _OTHER_TYPES)
     for key in ("scale_dtype", "zp_dtype"):
-        said = given.get(key)
-        if said is not None and not (isinstance(said, str) and said.removeprefix("torch.") in _DTYPES):
-            yield f"{key} is {said!r:.40}, expected a dtype of torch"
+        value = arguments.get(key)
+        if value is not None and not (isinstance(value, str) and value.removeprefix("torch.") in _DTYPES):
+            yield f"{key} is {value!r:.40}, expected a dtype of torch"
 
 
-def _unlike_dynamic(dynamic: object, strategy: str | None) -> Iterator[str]:
+def _check_dynamic(dynamic: object, strategy: str | None) -> Iterator[str]:
     """Yield why values with this strategy cannot be quantized as they come."""
     is_local = isinstance(dynamic, str) and dynamic.lower() == "local"
     if isinstance(dynamic, str) and not is_local:
@@ -127,7 +130,7 @@ def _unlike_dynamic(dynamic: object, strategy: str | None) -> Iterator[str]:
         yield f"dynamic {dynamic!r} with strategy {strategy}"
 
 
-def _misfits(named: str, size: int | None, *, has_block: bool) -> Iterator[str]:
+def _check_sizes(named: str, size: int | None, *, has_block: bool) -> Iterator[str]:
     """Yield the reasons why a strategy and a group size do not fit together."""
     strategy = named or implied_strategy(size)
     if strategy is None or (size is not None and size < -1):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from g4convert.checkpoint.files import shown
+from g4convert.checkpoint.files import escape_unprintable
 from g4convert.checkpoint.leftovers import is_leftover, is_read_by_loaders
 from g4convert.checkpoint.patterns import is_plain, matches
 from g4convert.errors import InputError
@@ -81,13 +81,13 @@ class Beside:
 
     @classmethod
     def of(
-        cls, directory: Path, own: Collection[str], *, carry: Sequence[str] = (), leave: Sequence[str] = ()
+        cls, directory: Path, own_files: Collection[str], *, carry: Sequence[str] = (), leave: Sequence[str] = ()
     ) -> "Beside":
         """Sort the files of a directory by their treatment.
 
         Args:
             directory: the checkpoint's directory.
-            own: the checkpoint's weights, config and index.
+            own_files: the checkpoint's weights, config and index.
             carry: patterns of files to carry over that would stay behind.
             leave: patterns of files to leave that would be carried over.
 
@@ -96,24 +96,24 @@ class Beside:
                 means no file, or one that no output may have.
         """
         is_hidden = any(part.startswith(".") for pattern in carry for part in pattern.split("/"))
-        found = tuple(_files(directory, frozenset(own), hidden=is_hidden))
+        files = tuple(_list_files(directory, frozenset(own_files), hidden=is_hidden))
         decided = (
-            *(Decided("carry", one, tuple(sorted(_meant(one, found)))) for one in carry),
-            *(Decided("leave", one, tuple(sorted(name for name, _ in found if matches(one, name)))) for one in leave),
+            *(Decided("carry", one, tuple(sorted(_files_meant(one, files)))) for one in carry),
+            *(Decided("leave", one, tuple(sorted(name for name, _ in files if matches(one, name)))) for one in leave),
         )
         _check_meaning(decided)
         dropped = {name for one in decided if one.option == "leave" for name in one.files}
-        wanted = {name for one in decided if one.option == "carry" for name in one.files} - dropped
-        _check_allowed(wanted)
-        side = {name for name, why in found if not why} - dropped | wanted
+        carried = {name for one in decided if one.option == "carry" for name in one.files} - dropped
+        _check_allowed(carried)
+        side = {name for name, why in files if not why} - dropped | carried
         for name in side:
             _check_carried(directory / name, name)
         broken = {name for name in side if not (directory / name).exists()}
-        rest = [(name, why) for name, why in found if why and name not in side]
+        rest = [(name, why) for name, why in files if why and name not in side]
         return cls(
             side=tuple(sorted(side - broken)),
             stray=tuple(sorted(name for name, why in rest if why == _STRAY)),
-            left=tuple(sorted({_place(name, why) for name, why in rest if why != _STRAY})),
+            left=tuple(sorted({_shown_place(name, why) for name, why in rest if why != _STRAY})),
             broken=tuple(sorted(broken)),
             decided=decided,
         )
@@ -142,7 +142,7 @@ def unreadable(directory: Path, names: Iterable[str]) -> dict[str, str]:
         directory: the checkpoint's directory.
         names: names of side files.
     """
-    found = {}
+    reasons = {}
     for name in names:
         try:
             with (directory / name).open("rb") as file:
@@ -150,10 +150,10 @@ def unreadable(directory: Path, names: Iterable[str]) -> dict[str, str]:
         except OSError:
             continue  # an error where it is copied
         if start.startswith(_POINTER):
-            found[name] = "a Git LFS pointer, not the file"
+            reasons[name] = "a Git LFS pointer, not the file"
         elif name in READ_BY_ENGINES and not (start.lstrip()[:1] == b"{" if rest else _is_json(start)):
-            found[name] = "not JSON" if start else "empty"
-    return found
+            reasons[name] = "not JSON" if start else "empty"
+    return reasons
 
 
 def _is_json(text: bytes) -> bool:
@@ -163,15 +163,15 @@ def _is_json(text: bytes) -> bool:
         return False
 
 
-def _files(directory: Path, own: frozenset[str], *, hidden: bool) -> Iterator[tuple[str, str]]:
+def _list_files(directory: Path, own_files: frozenset[str], *, hidden: bool) -> Iterator[tuple[str, str]]:
     """Yield each file and the reason why it stays behind, empty if it is carried; a linked directory counts as a file.
 
     Args:
         directory: where to look.
-        own: files that are no side files.
+        own_files: files that are no side files.
         hidden: look into hidden directories; they may hold thousands of files.
     """
-    for root, folders, files in os.walk(directory, onerror=_cannot_list):
+    for root, folders, files in os.walk(directory, onerror=_raise_unlistable):
         relative = Path(root).relative_to(directory)
         for folder in tuple(folders):
             is_link = Path(root, folder).is_symlink()
@@ -180,7 +180,7 @@ def _files(directory: Path, own: frozenset[str], *, hidden: bool) -> Iterator[tu
                 yield (relative / folder).as_posix(), f"{'a link' if is_link else _HIDDEN}, a directory"
         for file in files:
             name = (relative / file).as_posix()
-            if name not in own:
+            if name not in own_files:
                 yield name, _why_left(Path(root, file), name, directory)
 
 
@@ -201,10 +201,10 @@ def _why_left(path: Path, name: str, directory: Path) -> str:
     return "" if is_cached or target.is_relative_to(root) else _LINK
 
 
-def _meant(pattern: str, found: Sequence[tuple[str, str]]) -> Iterator[str]:
+def _files_meant(pattern: str, files: Sequence[tuple[str, str]]) -> Iterator[str]:
     """Yield the files that match a pattern of `carry`."""
     plain = is_plain(pattern)
-    for name, why in found:
+    for name, why in files:
         match why:
             case "" | "hidden":
                 means = matches(pattern, name)
@@ -230,13 +230,13 @@ def _check_meaning(decided: Sequence[Decided]) -> None:
         )
 
 
-def _check_allowed(wanted: Collection[str]) -> None:
+def _check_allowed(carried: Collection[str]) -> None:
     """Check that no loader would act on a carried file.
 
     Raises:
         InputError: loaders would act on carried files; names all of them.
     """
-    files = sorted(name for name in wanted if _is_weights(name) or is_read_by_loaders(name.rpartition("/")[2]))
+    files = sorted(name for name in carried if _is_weights(name) or is_read_by_loaders(name.rpartition("/")[2]))
     if files:
         raise InputError(
             "--carry: files that no output may have",
@@ -254,16 +254,16 @@ def _check_carried(path: Path, name: str) -> None:
     if path.exists() and not path.is_file():
         raise InputError(f"{name}: no regular file, so not carried over", hint="leave it out of --carry")
     if not name.isprintable():
-        raise InputError(f"{shown(name)}: a file name that is not plain text", hint="rename the file")
+        raise InputError(f"{escape_unprintable(name)}: a file name that is not plain text", hint="rename the file")
 
 
-def _place(name: str, why: str) -> tuple[str, str]:
+def _shown_place(name: str, why: str) -> tuple[str, str]:
     """Return the name to show for a file that stays behind: the file, or the hidden directory that holds it."""
     folder = _HIDDEN_FOLDER.match(name)
     return (folder[1], f"{_HIDDEN}, a directory") if folder else (name, why)
 
 
-def _cannot_list(error: OSError) -> None:
+def _raise_unlistable(error: OSError) -> None:
     raise InputError(
         f"{error.filename}: cannot be listed: {(error.strerror or '').lower()}", hint="check its permissions"
     ) from error

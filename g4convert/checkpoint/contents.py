@@ -59,17 +59,17 @@ class Contents:
         """
         forms = dict(forms_of(tensors))
         match = match_source(forms, architecture) if tied_both_ways else match_names(forms, architecture)
-        torn = _torn(match)
+        torn = _parts_without_words(match)
         parts = {part for found in torn.values() for part in found}
         return cls(
             architecture=architecture,
             expected=match.schema.expected,
             fused=match.schema.fused,
             stored={name: forms[source] for name, source in _expected_sources(match)},
-            twice=dict(_twice(match, forms)),
+            twice=dict(_stored_twice(match, forms)),
             torn=torn,
             unknown=tuple(name for name in match.unknown if name not in parts),
-            spare=dict(_spare(match, forms)),
+            spare=dict(_spare_forms(match, forms)),
             renamed={source: name for name, sources in match.sources.items() for source in sources if source != name},
         )
 
@@ -107,9 +107,9 @@ def _expected_sources(match: Match) -> Iterator[tuple[str, str]]:
     """Yield the canonical and the stored name of every weight found, in the order of the architecture."""
     fused = {
         one: match.sources[name][0]
-        for name, of in match.schema.experts.items()
+        for name, expert_names in match.schema.experts.items()
         if name in match.sources
-        for one in of.names
+        for one in expert_names.names
     }
     for name in match.schema.expected:
         if sources := match.sources.get(name):
@@ -118,7 +118,7 @@ def _expected_sources(match: Match) -> Iterator[tuple[str, str]]:
             yield name, fused[name]
 
 
-def _twice(match: Match, forms: Mapping[str, Form]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _stored_twice(match: Match, forms: Mapping[str, Form]) -> Iterator[tuple[str, tuple[str, ...]]]:
     for name, sources in match.sources.items():
         form = forms[sources[0]]
         if len(sources) > 1:
@@ -131,7 +131,7 @@ def _twice(match: Match, forms: Mapping[str, Form]) -> Iterator[tuple[str, tuple
             yield name, (match.sources[name][0], match.sources[single][0])
 
 
-def _torn(match: Match) -> dict[str, tuple[str, ...]]:
+def _parts_without_words(match: Match) -> dict[str, tuple[str, ...]]:
     """Return the parts of each module that has no packed words."""
     torn: dict[str, tuple[str, ...]] = {}
     for name in match.unknown:
@@ -141,6 +141,6 @@ def _torn(match: Match) -> dict[str, tuple[str, ...]]:
     return torn
 
 
-def _spare(match: Match, forms: Mapping[str, Form]) -> Iterator[tuple[str, Form]]:
+def _spare_forms(match: Match, forms: Mapping[str, Form]) -> Iterator[tuple[str, Form]]:
     yield from ((source, forms[source]) for name in match.schema.droppable for source in match.sources.get(name, ()))
     yield from ((source, forms[source]) for source in match.derived)

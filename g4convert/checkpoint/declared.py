@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from g4convert.checkpoint.arguments import DEFAULTS, ill_typed, implied_strategy, refused
+from g4convert.checkpoint.arguments import DEFAULTS, implied_strategy, refusal_reasons, type_faults
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS
 from g4convert.checkpoint.sections import section_of
 from g4convert.checkpoint.stored import StoredScheme
@@ -76,12 +76,12 @@ class DeclaredGroup:
             "format": (None if self.inherited else self.format, stored.format),
         }
         return ", ".join(
-            f"{field} {said} in the config{self._why(field)}, {found} stored"
-            for field, (said, found) in pairs.items()
-            if said is not None and found is not None and said != found
+            f"{field} {declared} in the config{self._note_default(field)}, {found} stored"
+            for field, (declared, found) in pairs.items()
+            if declared is not None and found is not None and declared != found
         )
 
-    def _why(self, field: str) -> str:
+    def _note_default(self, field: str) -> str:
         return " (the default, as it is left out)" if field in self.implied else ""
 
 
@@ -162,16 +162,16 @@ def _config_groups(read: _Reader, section: Mapping[str, Any], method: str | None
         if isinstance(group, list):  # a preset: {"W4A16": ["Linear"]}
             groups.append(_preset(name, read.strings({"targets": group}, "targets")))
         elif isinstance(group, dict):
-            one = _group(read, name, group, read.get(section, str, "format"))
+            declared = _group(read, name, group, read.get(section, str, "format"))
             weights = group.get("weights")
             if method == COMPRESSED_TENSORS and isinstance(weights, dict):
                 read.faults.extend(
-                    f"config_groups.{name}.weights, which engines refuse: {why}" for why in refused(weights)
+                    f"config_groups.{name}.weights, which engines refuse: {why}" for why in refusal_reasons(weights)
                 )
-                one = _filled_in(one, weights)
+                declared = _fill_in(declared, weights)
             if method == COMPRESSED_TENSORS:
                 read.faults.extend(_refused_activations(name, group))
-            groups.append(one)
+            groups.append(declared)
         else:
             read.faults.append(f"config_groups.{name} is a {type(group).__name__}, expected an object")
     return tuple(groups)
@@ -180,33 +180,35 @@ def _config_groups(read: _Reader, section: Mapping[str, Any], method: str | None
 def _refused_activations(name: str, group: Mapping[str, Any]) -> Iterator[str]:
     """Yield why compressed-tensors refuses what a group says about inputs and outputs."""
     for key in ("input_activations", "output_activations"):
-        if isinstance(given := group.get(key), dict):
-            faults = (*refused(given), *ill_typed(given))
+        if isinstance(activations := group.get(key), dict):
+            faults = (*refusal_reasons(activations), *type_faults(activations))
             yield from (f"config_groups.{name}.{key}, which engines refuse: {why}" for why in faults)
 
 
 def _preset(name: str, targets: tuple[str, ...]) -> DeclaredGroup:
     """Return a group that compressed-tensors has a scheme for; of its sizes releases differ."""
-    if (found := _PRESET.fullmatch(name.upper())) is None:
+    if (preset := _PRESET.fullmatch(name.upper())) is None:
         return DeclaredGroup(name, targets)
-    return DeclaredGroup(name, targets, kind="int", num_bits=int(found[1]), symmetric=found[2] is None)
+    return DeclaredGroup(name, targets, kind="int", num_bits=int(preset[1]), symmetric=preset[2] is None)
 
 
 def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None) -> DeclaredGroup:
-    given = read.get(group, dict, "weights")
-    weights = given or {}
+    stated_weights = read.get(group, dict, "weights")
+    weights = stated_weights or {}
     inputs, outputs = (read.get(group, dict, f"{part}_activations") for part in ("input", "output"))
-    size, strategy, kind = (read.get(weights, *of) for of in ((int, "group_size"), (str, "strategy"), (str, "type")))
+    size, strategy, kind = (
+        read.get(weights, *place) for place in ((int, "group_size"), (str, "strategy"), (str, "type"))
+    )
     strategy = strategy.lower() if strategy else _strategy(size)
     if strategy == "tensor_group" and kind == "float":
         strategy = "group"  # NVFP4; integers have no scale of the whole tensor beside those of groups
-    own = read.get(group, str, "format")
-    said, vague = own or form, _NO_FORMAT if own is None else {_NAIVE}
+    own_format = read.get(group, str, "format")
+    stated_format, vague = own_format or form, _NO_FORMAT if own_format is None else {_NAIVE}
     return DeclaredGroup(
         name=name,
         targets=read.strings(group, "targets"),
-        format=None if said in vague else said,
-        kind=kind.lower() if kind else None if given is None else "int",
+        format=None if stated_format in vague else stated_format,
+        kind=kind.lower() if kind else None if stated_weights is None else "int",
         num_bits=read.get(weights, int, "num_bits"),
         strategy=strategy,
         group_size=size if strategy in {"group", "tensor_group"} else None,
@@ -214,7 +216,7 @@ def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None)
         activations=f"{inputs.get('type', 'int')}{inputs.get('num_bits', '?')}" if inputs else None,
         static_int8=all(map(_is_static_int8, (inputs, outputs))),
         dynamic=_dynamic(inputs) if inputs and outputs is None else "",
-        inherited=own is None,
+        inherited=own_format is None,
         rest=tuple((key, repr(weights[key])) for key in _COMPARED if weights.get(key)),
     )
 
@@ -234,11 +236,11 @@ def _is_static_int8(activations: Mapping[str, Any] | None) -> bool:
     """Return whether activations are int8 with one stored scale, which is also the default of missing keys."""
     if activations is None:
         return False
-    wanted = {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}
-    return all(activations.get(key) in {value, None} for key, value in wanted.items())
+    expected = {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}
+    return all(activations.get(key) in {value, None} for key, value in expected.items())
 
 
-def _filled_in(group: DeclaredGroup, weights: Mapping[str, Any]) -> DeclaredGroup:
+def _fill_in(group: DeclaredGroup, weights: Mapping[str, Any]) -> DeclaredGroup:
     """Return a group with the defaults that compressed-tensors fills in."""
     implied = {key: value for key, value in DEFAULTS.items() if key not in weights}
     if weights.get("strategy") is None and weights.get("group_size") is None:
@@ -267,8 +269,8 @@ def _single_group(read: _Reader, section: Mapping[str, Any], method: str) -> Dec
 def _blocks(read: _Reader, section: Mapping[str, Any]) -> tuple[str, ...]:
     """Return prefixes of names that auto-round quantizes; empty means all (vLLM 0.33 `inc/config_parser.py:172`)."""
     for key in ("block_name_to_quantize", "to_quant_block_names"):
-        given = section.get(key)
-        names = given.split(",") if isinstance(given, str) else read.strings(section, key)
+        prefixes = section.get(key)
+        names = prefixes.split(",") if isinstance(prefixes, str) else read.strings(section, key)
         if names:
             return tuple(f"{name}*" for name in names)
     return ()

@@ -20,7 +20,7 @@ from g4convert.checkpoint.beside import Beside
 from g4convert.checkpoint.files import open_regular, parse_object, read_whole
 from g4convert.checkpoint.header import Header, StoredTensor, WeightFile, read_header
 from g4convert.checkpoint.naming import naming
-from g4convert.checkpoint.not_a_model import foreign
+from g4convert.checkpoint.not_a_model import diagnose_format
 from g4convert.checkpoint.shards import INDEX, NO_GGUF, disagreements, read_index, weight_names
 from g4convert.errors import FormatError, InputError, UnsupportedError
 from g4convert.tensors import TensorInfo
@@ -72,7 +72,7 @@ class Checkpoint:
         headers = _read_headers(directory, names, errors)
         errors.extend(disagreements(directory, headers, weight_map))
         if errors:
-            raise _joined(directory, errors)
+            raise _join_errors(directory, errors)
         tensors = {stored.name: stored for header in headers for stored in header.tensors}
         return cls(
             path=directory,
@@ -138,21 +138,22 @@ class Checkpoint:
         by_file: defaultdict[str, list[StoredTensor]] = defaultdict(list)
         for name in names:
             by_file[self.tensors[name].file].append(self.tensors[name])
-        found: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         for file, tensors in by_file.items():
             fd = open_regular(self.path / file, file)
             try:
                 with naming(file):
-                    found |= {one.name: os.pread(fd, one.info.nbytes, one.begin) for one in tensors}
+                    contents |= {tensor.name: os.pread(fd, tensor.info.nbytes, tensor.begin) for tensor in tensors}
             finally:
                 os.close(fd)
-            for one in tensors:
-                if len(found[one.name]) != one.info.nbytes:
+            for tensor in tensors:
+                nbytes = len(contents[tensor.name])
+                if nbytes != tensor.info.nbytes:
                     raise FormatError(
-                        f"{file}: {one.name}: read {len(found[one.name])} bytes, expected {one.info.nbytes}",
+                        f"{file}: {tensor.name}: read {nbytes} bytes, expected {tensor.info.nbytes}",
                         hint="start again when nothing writes it",
                     )
-        return found
+        return contents
 
     def fingerprint(self) -> dict[str, dict[str, int | str]]:
         """Return the facts, by file name, that must not change between a run and its continuation.
@@ -184,7 +185,7 @@ def _check_directory(path: Path) -> None:
     if path.is_file():
         if path.suffix == ".gguf":
             raise UnsupportedError(f"{path}: a GGUF file, expected a safetensors directory", hint=NO_GGUF)
-        if path.suffix != ".safetensors" and (error := foreign(path, [path.name])):
+        if path.suffix != ".safetensors" and (error := diagnose_format(path, [path.name])):
             raise error
         holds = (path.parent / "config.json").is_file()
         hint = f"pass {path.parent}" if holds else "pass the directory that holds config.json"
@@ -221,7 +222,7 @@ def _read_headers(directory: Path, names: Iterable[str], errors: list[InputError
     return headers
 
 
-def _joined(directory: Path, errors: Sequence[InputError]) -> InputError:
+def _join_errors(directory: Path, errors: Sequence[InputError]) -> InputError:
     """Return one error with the messages, offenders and distinct hints of all."""
     if len(errors) == 1:
         return errors[0]

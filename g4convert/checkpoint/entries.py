@@ -73,7 +73,7 @@ class Clock:
         return matches
 
 
-def _as_written(name: str) -> str:
+def _unchanged(name: str) -> str:
     return name
 
 
@@ -100,7 +100,7 @@ class Entries:
         cls,
         method: str | None,
         entries: Iterable[str],
-        rename: Callable[[str], str] = _as_written,
+        rename: Callable[[str], str] = _unchanged,
         clock: Clock | None = None,
     ) -> "Entries":
         """Sort entries by the rules of the format's library.
@@ -148,7 +148,7 @@ def _is_class(entry: str) -> bool:
 def _matcher(method: str | None, entry: str) -> Callable[[str, float], object] | None:
     """Return the matcher of a pattern, given seconds, too; None for a whole name and for an invalid pattern."""
     if entry.startswith(_PATTERN):
-        return _compiled(entry.removeprefix(_PATTERN))
+        return _compile(entry.removeprefix(_PATTERN))
     if method in {"awq", "gptq"}:
         return lambda name, _: entry in name
     if method == _MODELOPT:
@@ -159,7 +159,7 @@ def _matcher(method: str | None, entry: str) -> Callable[[str, float], object] |
     return None
 
 
-def _compiled(pattern: str) -> Callable[[str, float], object] | None:
+def _compile(pattern: str) -> Callable[[str, float], object] | None:
     """Return the matcher of a regular expression; None if it is invalid."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of sets that a later Python may read differently

@@ -45,10 +45,10 @@ def read_whole(directory: Path, file: str) -> bytes:
     """
     fd = open_regular(directory / file, file)
     with naming(file), os.fdopen(fd, "rb") as stream:
-        found = stream.read(MOST_CONFIG + 1)
-    if len(found) > MOST_CONFIG:
+        content = stream.read(MOST_CONFIG + 1)
+    if len(content) > MOST_CONFIG:
         raise FormatError(f"{file}: over {MOST_CONFIG >> 20} MiB, the most that is read", hint=SAVE_AGAIN)
-    return found
+    return content
 
 
 def parse_object(raw: bytes, subject: str, hint: str) -> dict[str, Any]:
@@ -79,11 +79,11 @@ def parse_object(raw: bytes, subject: str, hint: str) -> dict[str, Any]:
 
 def part(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return the object `name` within an object; empty if there is none, or something else in its place."""
-    found = value.get(name)
-    return found if isinstance(found, Mapping) else {}
+    section = value.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
-def shown(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Return the text for a one-line message, escaped if it has unprintable characters."""
     return text if text.isprintable() else ascii(text)
 
@@ -97,7 +97,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) != len(pairs):
         counts = Counter(key for key, _ in pairs)
         twice = next(key for key, count in counts.items() if count > 1)
-        raise _DuplicateKeyError(shown(twice))
+        raise _DuplicateKeyError(escape_unprintable(twice))
     return table
 
 

@@ -28,7 +28,7 @@ from g4convert.errors import FormatError, InputError, UnsupportedError
 Value: TypeAlias = int | float | bool | str | tuple["Value", ...]
 
 _MAGIC: Final = b"GGUF"
-_MOST: Final = 1 << 30
+_MAX_FILE_BYTES: Final = 1 << 30
 """Largest size of a file in bytes; the importance matrix of 128 experts in 30 layers takes a tenth of it."""
 _NUMBERS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """`struct` format of each kind of value."""
@@ -78,11 +78,11 @@ def read_gguf(path: Path) -> Gguf:
         UnsupportedError: big-endian, another version, or tensors of another type.
     """
     try:
-        data = read_bytes(path, _MOST)
+        data = read_bytes(path, _MAX_FILE_BYTES)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", hint=_HINT) from error
     try:
-        return _parsed(_Cursor(data))
+        return _parse(_Cursor(data))
     except _BrokenError as error:
         raise FormatError(f"{path}: not a sound GGUF file: {error}", hint=_HINT) from error
     except _OtherError as error:
@@ -105,8 +105,8 @@ class _Cursor:
 
     def number(self, form: str) -> int:
         """Return the next number; `form` is its `struct` format."""
-        found: int = struct.unpack("<" + form, self.take(struct.calcsize(form)))[0]
-        return found
+        value: int = struct.unpack("<" + form, self.take(struct.calcsize(form)))[0]
+        return value
 
     def take(self, count: int) -> bytes:
         """Return the next `count` bytes."""
@@ -124,10 +124,10 @@ class _Cursor:
 
     def count(self, least: int) -> int:
         """Return the next number of entries, checked against the bytes left at `least` bytes per entry."""
-        found = self.number("Q")
-        if found * least > len(self.data) - self.at:
-            raise _BrokenError(f"{found:,} entries at {self.at:,} do not fit in what is left")
-        return found
+        count = self.number("Q")
+        if count * least > len(self.data) - self.at:
+            raise _BrokenError(f"{count:,} entries at {self.at:,} do not fit in what is left")
+        return count
 
     def value(self, kind: int) -> Value:
         """Return the next value, of the given kind."""
@@ -137,13 +137,13 @@ class _Cursor:
             return self.number(_NUMBERS[kind])
         if kind != _ARRAY:
             raise _BrokenError(f"kind {kind} of a value at {self.at:,}")
-        of = self.number("I")
-        if of not in _LEAST:  # also an array of arrays, which nothing writes
-            raise _BrokenError(f"an array of kind {of} at {self.at:,}")
-        return tuple(self.value(of) for _ in range(self.count(_LEAST[of])))
+        item_type = self.number("I")
+        if item_type not in _LEAST:  # also an array of arrays, which nothing writes
+            raise _BrokenError(f"an array of kind {item_type} at {self.at:,}")
+        return tuple(self.value(item_type) for _ in range(self.count(_LEAST[item_type])))
 
 
-def _parsed(cursor: _Cursor) -> Gguf:
+def _parse(cursor: _Cursor) -> Gguf:
     if cursor.take(len(_MAGIC)) != _MAGIC:
         raise _OtherError("not a GGUF file")
     version = cursor.number("I")
@@ -157,17 +157,17 @@ def _parsed(cursor: _Cursor) -> Gguf:
         if key in values:
             raise _BrokenError(f"{key} is there twice")
         values[key] = cursor.value(cursor.number("I"))
-    places = dict(_place(cursor) for _ in range(tensors))
+    places = dict(_read_place(cursor) for _ in range(tensors))
     if len(places) != tensors:
         raise _BrokenError("a tensor is there twice")
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= len(cursor.data):
         raise _BrokenError(f"general.alignment {alignment!r}")
     begin = -(-cursor.at // alignment) * alignment
-    return Gguf(values, {name: _array(cursor.data, begin, name, *place) for name, place in places.items()})
+    return Gguf(values, {name: _read_array(cursor.data, begin, name, *place) for name, place in places.items()})
 
 
-def _place(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int]]:
+def _read_place(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int]]:
     """Return the next tensor's name, shape and offset."""
     name, dimensions = cursor.string(), cursor.number("I")
     if not 0 < dimensions <= _DIMENSIONS:
@@ -179,7 +179,7 @@ def _place(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int]]:
     return name, (shape[::-1], cursor.number("Q"))
 
 
-def _array(data: bytes, begin: int, name: str, shape: tuple[int, ...], offset: int) -> F32:
+def _read_array(data: bytes, begin: int, name: str, shape: tuple[int, ...], offset: int) -> F32:
     count = prod(shape)
     if not count or begin + offset + 4 * count > len(data):
         found = f"{[*shape]} at {begin + offset:,}"

@@ -28,7 +28,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from g4convert.checkpoint.files import open_regular, parse_object, shown
+from g4convert.checkpoint.files import escape_unprintable, open_regular, parse_object
 from g4convert.checkpoint.naming import naming
 from g4convert.errors import FormatError, UnsupportedError
 from g4convert.tensors import DType, TensorInfo
@@ -151,12 +151,12 @@ def _tensors(table: Mapping[str, Any], file: str, data_begin: int, data_size: in
             if fault is None:
                 extents.append((*entry["data_offsets"], name))
         if fault:
-            faults.append(f"{shown(name)}: {fault}")
+            faults.append(f"{escape_unprintable(name)}: {fault}")
     extents.sort()
     if not faults:  # with an entry missing, every gap would be reported twice
         faults.extend(_extent_faults(extents, data_size))
     if faults:
-        raise _faulty(file, faults)
+        raise _faults_error(file, faults)
     return tuple(StoredTensor(_info(name, table[name]), file, data_begin + begin) for begin, _, name in extents)
 
 
@@ -164,7 +164,7 @@ def _info(name: str, entry: Mapping[str, Any]) -> TensorInfo:
     return TensorInfo(name, _DTYPES[entry["dtype"]], tuple(entry["shape"]))
 
 
-def _faulty(file: str, faults: list[str]) -> FormatError:
+def _faults_error(file: str, faults: list[str]) -> FormatError:
     if len(faults) == 1:
         return FormatError(f"{file}: {faults[0]}", hint=_DOWNLOAD_AGAIN)
     message = f"{file}: {len(faults)} faults in its header"
@@ -192,11 +192,11 @@ def _field_fault(entry: Mapping[str, Any]) -> str | None:
         return f"no {' and no '.join(absent)}"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not (isinstance(dtype, str) and dtype in _DTYPES):
-        return f"unknown dtype {_short(dtype)}, expected one of {', '.join(_DTYPES)}"
+        return f"unknown dtype {_shorten(dtype)}, expected one of {', '.join(_DTYPES)}"
     if not (isinstance(shape, list) and _are_natural(shape)):
-        return f"shape {_short(shape)}, expected a list of natural numbers"
+        return f"shape {_shorten(shape)}, expected a list of natural numbers"
     if not (isinstance(offsets, list) and len(offsets) == _PAIR and _are_natural(offsets)):
-        return f"data_offsets {_short(offsets)}, expected two natural numbers"
+        return f"data_offsets {_shorten(offsets)}, expected two natural numbers"
     return None
 
 
@@ -209,8 +209,8 @@ def _size_fault(entry: Mapping[str, Any]) -> str | None:
     expected = prod(shape) * dtype.itemsize
     if end - begin == expected:
         return None
-    wanted = str(expected) if expected < _INT_LIMIT else "more than 2**63"
-    return f"{dtype} {_short(shape)} takes {wanted} bytes, its offsets span {end - begin}"
+    expected_text = str(expected) if expected < _INT_LIMIT else "more than 2**63"
+    return f"{dtype} {_shorten(shape)} takes {expected_text} bytes, its offsets span {end - begin}"
 
 
 def _extent_faults(extents: list[tuple[int, int, str]], data_size: int) -> list[str]:
@@ -222,9 +222,10 @@ def _extent_faults(extents: list[tuple[int, int, str]], data_size: int) -> list[
     filled, before = 0, ""
     for begin, end, name in extents:
         if begin < filled:
-            faults.append(f"{shown(name)}: begins at {begin}, overlapping {shown(before)} up to {filled}")
+            shown, other = escape_unprintable(name), escape_unprintable(before)
+            faults.append(f"{shown}: begins at {begin}, overlapping {other} up to {filled}")
         elif begin > filled:
-            faults.append(f"{shown(name)}: {begin - filled} bytes before it belong to no tensor")
+            faults.append(f"{escape_unprintable(name)}: {begin - filled} bytes before it belong to no tensor")
         if end >= filled:
             filled, before = end, name
     if filled > data_size:
@@ -249,7 +250,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     """Return a JSON value for a message, cut if long."""
-    text = shown(json.dumps(value))
+    text = escape_unprintable(json.dumps(value))
     return text if len(text) <= _SHORT else f"{text[:_SHORT]}..."

@@ -26,7 +26,7 @@ _STATE: Final = re.compile(
     r"|(optim|extra_state)_world_size_\d+_rank_\d+\.pt"
 )
 _ADAPTERS: Final = re.compile(r"adapter_model\.(safetensors|bin)|(\d+_)?adapters\.(safetensors|npz)")
-_MOST: Final = 6  # names in one line
+_MAX_NAMES: Final = 6  # names in one line
 
 
 def is_leftover(name: str) -> bool:
@@ -54,13 +54,13 @@ def is_training_state(file: str) -> bool:
     return _STATE.fullmatch(file) is not None
 
 
-def summed(names: Iterable[str]) -> Iterator[str]:
+def summarize_names(names: Iterable[str]) -> Iterator[str]:
     """Yield names for one line: each folder as one name, and at most a few names."""
     top: dict[str, int] = {}
     for name in names:
         folder, slash, _ = name.partition("/")
         top[folder + slash] = top.get(folder + slash, 0) + 1
     lines = [f"{name} ({count} files)" if name.endswith("/") else name for name, count in top.items()]
-    yield from lines[:_MOST]
-    if len(lines) > _MOST:
-        yield f"{len(lines) - _MOST} more"
+    yield from lines[:_MAX_NAMES]
+    if len(lines) > _MAX_NAMES:
+        yield f"{len(lines) - _MAX_NAMES} more"

@@ -30,7 +30,7 @@ from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, is_traini
 from g4convert.errors import InputError, UnsupportedError
 
 _SERIES: Final = re.compile(r"(.*)-\d{5}-of-(\d{5})\.safetensors")
-_MOST_FILES: Final = 10_000  # names looked at; a directory with more is no checkpoint
+_MAX_FILES: Final = 10_000  # names looked at; a directory with more is no checkpoint
 
 _THEN: Final = ", then convert OUT"
 _COPY: Final = "; copy config.json and the tokenizer to OUT and convert that"
@@ -102,7 +102,7 @@ _BETTER: Final = r".*\.(gguf|pt|pth|ckpt|aria2|crdownload|download|incomplete|pa
 _MOST_NAMED: Final = 4  # folders in a hint
 
 
-def foreign(subject: Path, names: Iterable[str]) -> InputError | None:
+def diagnose_format(subject: Path, names: Iterable[str]) -> InputError | None:
     """Return an error that names the format of files that are no safetensors; None if it is unknown.
 
     Args:
@@ -110,13 +110,13 @@ def foreign(subject: Path, names: Iterable[str]) -> InputError | None:
         names: names of its files, or that of the file.
     """
     listed = sorted(names)
-    for pattern, what, remedy in _FORMATS:
-        if found := [name for name in listed if re.fullmatch(pattern, name)]:
-            return UnsupportedError(f"{subject}: {what}, expected safetensors", offenders=found[:1], hint=remedy)
+    for pattern, format_name, remedy in _FORMATS:
+        if files := [name for name in listed if re.fullmatch(pattern, name)]:
+            return UnsupportedError(f"{subject}: {format_name}, expected safetensors", offenders=files[:1], hint=remedy)
     return None
 
 
-def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
+def diagnose_no_weights(directory: Path, files: Iterable[str]) -> InputError | None:
     """Return an error that diagnoses a directory without weights; None if its layout is unknown.
 
     Args:
@@ -125,17 +125,17 @@ def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
     """
     top = sorted(files)
     if ADAPTER_CONFIG in top or any(map(is_adapter, top)):
-        return _adapter(directory)
-    below = _listed(directory)
-    for pattern, what, remedy in _TOOLS:
-        found = [name for name in below if re.fullmatch(pattern, name)]
-        if found:
-            folder = directory / max((Path(name).parent for name in found), key=_numbers)
+        return _adapter_error(directory)
+    below = _list_files(directory)
+    for pattern, description, remedy in _TOOLS:
+        matching = [name for name in below if re.fullmatch(pattern, name)]
+        if matching:
+            folder = directory / max((Path(name).parent for name in matching), key=_numbers)
             hint = remedy.format(home=quote(str(folder.parent)), folder=quote(str(folder)))
-            return UnsupportedError(f"{directory}: {what}, not gathered into one model", hint=hint)
-    inner = _inner(directory, below)
+            return UnsupportedError(f"{directory}: {description}, not gathered into one model", hint=hint)
+    inner = _model_folders(directory, below)
     read_first = any(re.fullmatch(_BETTER, name) for name in top)
-    if not inner and not read_first and (error := foreign(directory, below)):
+    if not inner and not read_first and (error := diagnose_format(directory, below)):
         return error
     if inner:
         where = "a folder of it" if len(inner) == 1 else f"{len(inner)} folders of it"
@@ -143,8 +143,8 @@ def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
         return InputError(f"{directory}: no weights, they are in {where}", hint=f"pass {named}")
     if any(map(is_training_state, top)) and not any(name.endswith(".gguf") for name in top):
         states = [name for name in top if is_training_state(name)]
-        others = [name for name in top if name.endswith((".bin", ".pt", ".pth", ".pkl")) and name not in states]
-        if not others:
+        pickles = [name for name in top if name.endswith((".bin", ".pt", ".pth", ".pkl")) and name not in states]
+        if not pickles:
             return InputError(
                 f"{directory}: the state of a training run without the model's weights",
                 offenders=states,
@@ -153,10 +153,10 @@ def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
     return None
 
 
-def _adapter(directory: Path) -> InputError:
+def _adapter_error(directory: Path) -> InputError:
     """Return the error for an adapter without its base model; says how to merge the two."""
-    base, mlx = _base(directory)
-    of = f" of {base}" if base else ""
+    base, mlx = _read_base(directory)
+    of_base = f" of {base}" if base else ""
     name = base or "BASE"
     if mlx:
         words = f"--model {quote(name)} --adapter-path {quote(str(directory))} --save-path OUT --dequantize"
@@ -164,33 +164,33 @@ def _adapter(directory: Path) -> InputError:
     else:
         merged = f"PeftModel.from_pretrained(model, {str(directory)!r}).merge_and_unload()"
         remedy = f"merge it: `{merged}` with the model of {name}, then `save_pretrained` and convert that"
-    return UnsupportedError(f"{directory}: an adapter{of}, not a model", hint=remedy)
+    return UnsupportedError(f"{directory}: an adapter{of_base}, not a model", hint=remedy)
 
 
-def _base(directory: Path) -> tuple[str, bool]:
+def _read_base(directory: Path) -> tuple[str, bool]:
     """Return the base model that an adapter names, and whether it is an MLX adapter."""
     mlx = any(directory.glob("*adapters.safetensors")) or any(directory.glob("*adapters.npz"))
     try:
-        said = json.loads((directory / ADAPTER_CONFIG).read_bytes())
+        config = json.loads((directory / ADAPTER_CONFIG).read_bytes())
     except (OSError, ValueError):
-        said = {}
-    found = said.get("base_model_name_or_path") or said.get("model") if isinstance(said, Mapping) else None
-    return (found if isinstance(found, str) and found.isprintable() else ""), mlx
+        config = {}
+    base = config.get("base_model_name_or_path") or config.get("model") if isinstance(config, Mapping) else None
+    return (base if isinstance(base, str) and base.isprintable() else ""), mlx
 
 
-def _listed(directory: Path) -> list[str]:
+def _list_files(directory: Path) -> list[str]:
     """Return the names of files up to two folders deep, sorted."""
-    found: list[str] = []
+    names: list[str] = []
     for pattern in ("*", "*/*", "*/*/*"):
         for path in directory.glob(pattern):
             if path.is_file():
-                found.append(path.relative_to(directory).as_posix())
-            if len(found) > _MOST_FILES:
-                return sorted(found)
-    return sorted(found)
+                names.append(path.relative_to(directory).as_posix())
+            if len(names) > _MAX_FILES:
+                return sorted(names)
+    return sorted(names)
 
 
-def _inner(directory: Path, names: Sequence[str]) -> list[Path]:
+def _model_folders(directory: Path, names: Sequence[str]) -> list[Path]:
     """Return the folders that hold models; of checkpoints whose names differ in their numbers alone, the last."""
     models = {Path(name).parent for name in names if "/" in name and name.endswith(".safetensors")}
     last: dict[str, Path] = {}
@@ -205,19 +205,19 @@ def _numbers(folder: Path) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", str(folder))]
 
 
-def copies(directory: Path, files: Mapping[str, Iterable[str]]) -> InputError | None:
+def find_copies(directory: Path, files: Mapping[str, Iterable[str]]) -> InputError | None:
     """Return an error if weight files without an index hold two copies of one model; otherwise None."""
     series: dict[str, set[str]] = {}
     for file, names in files.items():
         match = _SERIES.fullmatch(file)
         series.setdefault(f"{match[1]}-*-of-{match[2]}.safetensors" if match else file, set()).update(names)
-    both = [
+    pairs = [
         (one, other)
         for one, mine in series.items()
         for other, theirs in series.items()
         if one < other and 2 * len(mine & theirs) > min(len(mine), len(theirs))
     ]
-    if not both:
+    if not pairs:
         return None
-    one, other = both[0]
+    one, other = pairs[0]
     return InputError(f"{directory}: two copies of one model: {one} and {other}", hint=f"delete {one} or {other}")

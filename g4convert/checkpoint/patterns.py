@@ -39,13 +39,13 @@ def matches(pattern: str, name: str) -> bool:
         name: name of the file, relative to the checkpoint, with slashes.
     """
     parts = pattern.strip("/").split("/")
-    at = _with_skipped({0}, parts)
-    for one in name.split("/"):
-        at = _with_skipped({after for place in at for after in _after(parts, place, one)}, parts)
-    return len(parts) in at
+    places = _skip_any({0}, parts)
+    for part in name.split("/"):
+        places = _skip_any({after for place in places for after in _places_after(parts, place, part)}, parts)
+    return len(parts) in places
 
 
-def _after(parts: list[str], place: int, name: str) -> tuple[int, ...]:
+def _places_after(parts: list[str], place: int, name: str) -> tuple[int, ...]:
     """The places in a pattern after one more part of a name; behind its end stands all that a directory holds."""
     if place == len(parts) or parts[place] == _ANY:
         return () if name.startswith(".") else (place,)
@@ -53,10 +53,10 @@ def _after(parts: list[str], place: int, name: str) -> tuple[int, ...]:
     return (place + 1,) if not hidden and fnmatchcase(name, parts[place]) else ()
 
 
-def _with_skipped(places: set[int], parts: list[str]) -> set[int]:
+def _skip_any(places: set[int], parts: list[str]) -> set[int]:
     """Places, and those after a `**`, which may stand for nothing."""
-    found = set(places)
+    reached = set(places)
     for place in range(len(parts)):
-        if place in found and parts[place] == _ANY:
-            found.add(place + 1)
-    return found
+        if place in reached and parts[place] == _ANY:
+            reached.add(place + 1)
+    return reached

@@ -1,6 +1,6 @@
 """Reads weight files at offsets, from any thread; used to quantize and to verify.
 
-The first `_MOST` files stay open: by default a process may have only 1024 open files, and a checkpoint can have 10,000
+The first `_MAX_OPEN_FILES` files stay open: by default a process may have only 1024 open files, and a checkpoint can have 10,000
 shards. Other files are opened for each use, which costs some microseconds for 16 MiB. Names are resolved in the
 directory as it was opened, so that a directory moved meanwhile stays the same.
 """
@@ -14,7 +14,7 @@ from typing import Final, Self
 from g4convert.checkpoint.naming import naming
 from g4convert.errors import InputError
 
-_MOST: Final = 256
+_MAX_OPEN_FILES: Final = 256
 """Largest number of files that stay open."""
 
 
@@ -28,7 +28,7 @@ class OpenFiles:
         try:
             for number, file in enumerate(files):
                 fd = os.open(file, self._flags, dir_fd=self._directory)
-                if number < _MOST:
+                if number < _MAX_OPEN_FILES:
                     self._fds[file] = fd
                 else:
                     os.close(fd)

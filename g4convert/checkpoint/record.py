@@ -11,7 +11,7 @@ from g4convert.errors import InputError
 
 RECORD: Final = "g4convert.json"
 """Name of the file."""
-_MOST: Final = 256 << 20
+_MAX_RECORD_BYTES: Final = 256 << 20
 """Largest size of the record in bytes; a million tensors take a third of it."""
 
 
@@ -19,7 +19,7 @@ def record(directory: Path) -> Mapping[str, Any]:
     """Return an output's record; empty if there is none or it cannot be read."""
     try:
         with os.fdopen(open_regular(directory / RECORD, RECORD), "rb") as file:
-            said = json.loads(file.read(_MOST))
+            content = json.loads(file.read(_MAX_RECORD_BYTES))
     except (OSError, ValueError, RecursionError, InputError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -35,8 +35,8 @@ def section_of(config: Mapping[str, Any]) -> tuple[str, Any]:
 
 def section_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the section if it is an object, wherever the config has it; else an empty one."""
-    _, found = section_of(config)
-    return found if isinstance(found, Mapping) else {}
+    _, section = section_of(config)
+    return section if isinstance(section, Mapping) else {}
 
 
 def sections_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from g4convert.checkpoint.beside import PICKLE_SUFFIXES
-from g4convert.checkpoint.files import SAVE_AGAIN, parse_object, read_whole, shown
+from g4convert.checkpoint.files import SAVE_AGAIN, escape_unprintable, parse_object, read_whole
 from g4convert.checkpoint.header import Header
 from g4convert.checkpoint.leftovers import is_adapter
-from g4convert.checkpoint.not_a_model import copies, without_weights
+from g4convert.checkpoint.not_a_model import diagnose_no_weights, find_copies
 from g4convert.errors import FormatError, InputError, UnsupportedError
 from g4convert.quantities import plural
 
@@ -52,9 +52,9 @@ def read_index(directory: Path) -> dict[str, str] | None:
     if faults:
         raise FormatError(f"{INDEX}: {len(faults)} faults", offenders=faults, hint=hint)
     named = set(weight_map.values())
-    if not any(os.path.lexists(directory / name) for name in named) and (others := _weights(directory)):
+    if not any(os.path.lexists(directory / name) for name in named) and (beside := _weights(directory)):
         raise InputError(
-            f"{directory}: {INDEX} names {plural(len(named), 'file')}, but none is here, beside {shortly(others)}",
+            f"{directory}: {INDEX} names {plural(len(named), 'file')}, but none is here, beside {shortly(beside)}",
             hint=f"delete {INDEX}: it belongs to another save, and engines that read it find no weights",
         )
     if SINGLE not in named and os.path.lexists(directory / SINGLE):
@@ -68,16 +68,16 @@ def read_index(directory: Path) -> dict[str, str] | None:
 def _index_faults(weight_map: Mapping[str, Any], metadata: object) -> list[str]:
     faults: list[str] = []
     wrong = [name for name, shard in weight_map.items() if not isinstance(shard, str)]
-    faults.extend(f"{shown(name)}: expected a file name" for name in wrong)
+    faults.extend(f"{escape_unprintable(name)}: expected a file name" for name in wrong)
     for shard in sorted({shard for shard in weight_map.values() if isinstance(shard, str)}):
         parts = PurePosixPath(shard)
         if parts.is_absolute() or ".." in parts.parts or "\\" in shard:
-            faults.append(f"{shown(shard)}: a path outside the directory, expected a file name in it")
+            faults.append(f"{escape_unprintable(shard)}: a path outside the directory, expected a file name in it")
         elif str(parts) != shard or not shard.endswith(".safetensors") or not shard.isprintable():
-            faults.append(f"{shown(shard)}: expected the name of a .safetensors file")
+            faults.append(f"{escape_unprintable(shard)}: expected the name of a .safetensors file")
     total = metadata.get("total_size", 0) if isinstance(metadata, dict) else metadata
     if type(total) not in {int, float}:
-        faults.append(f"metadata.total_size: {shown(repr(total))[:60]}, expected a number")
+        faults.append(f"metadata.total_size: {escape_unprintable(repr(total))[:60]}, expected a number")
     return faults
 
 
@@ -92,10 +92,10 @@ def weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tuple
         InputError: there are no weight files, some are missing, or their download is not finished.
         UnsupportedError: the weights are of another format.
     """
-    found = _weight_names(directory, weight_map)
-    if marks := [mark for name in found if (directory / (mark := f"{name}.aria2")).exists()]:
-        raise _unfinished(directory, marks)  # it gives a file its whole size first
-    return found
+    names = _weight_names(directory, weight_map)
+    if marks := [mark for name in names if (directory / (mark := f"{name}.aria2")).exists()]:
+        raise _unfinished_error(directory, marks)  # it gives a file its whole size first
+    return names
 
 
 def _weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def _weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tupl
         return (SINGLE,)
     weights = _weights(directory)
     if not weights:
-        raise without_weights(directory, names) or _no_weights(directory, names)
+        raise diagnose_no_weights(directory, names) or _no_weights_error(directory, names)
     if absent := _absent_parts(weights):
         if stale := _partial_sets(weights, absent):
             raise InputError(
@@ -151,7 +151,7 @@ def _partial_sets(weights: Iterable[str], absent: Iterable[str]) -> list[str]:
     return sorted(lacking) if present - lacking else []
 
 
-def _no_weights(directory: Path, names: Sequence[str]) -> InputError:
+def _no_weights_error(directory: Path, names: Sequence[str]) -> InputError:
     gguf = [name for name in names if name.endswith(".gguf")]
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
@@ -163,11 +163,11 @@ def _no_weights(directory: Path, names: Sequence[str]) -> InputError:
     if gguf:
         return UnsupportedError(f"{directory}: GGUF weights only, expected safetensors", offenders=gguf, hint=NO_GGUF)
     if parts := [name for name in names if ".safetensors." in name and name.endswith(_UNFINISHED)]:
-        return _unfinished(directory, parts)
+        return _unfinished_error(directory, parts)
     return InputError(f"{directory}: no *.safetensors file", hint="pass the directory that holds the weights")
 
 
-def _unfinished(directory: Path, marks: Sequence[str]) -> InputError:
+def _unfinished_error(directory: Path, marks: Sequence[str]) -> InputError:
     return InputError(
         f"{directory}: a download that is not finished",
         offenders=marks,
@@ -190,18 +190,18 @@ def disagreements(directory: Path, headers: Sequence[Header], weight_map: Mappin
             first = files.setdefault(stored.name, stored.file)
             if first != stored.file:
                 where = f"in {first} and in {stored.file}, expected in one shard"
-                errors.append(InputError(f"{shown(stored.name)}: {where}", hint=SAVE_AGAIN))
+                errors.append(InputError(f"{escape_unprintable(stored.name)}: {where}", hint=SAVE_AGAIN))
     if weight_map is None:
-        twice = copies(directory, {h.file.name: [stored.name for stored in h.tensors] for h in headers})
+        twice = find_copies(directory, {h.file.name: [stored.name for stored in h.tensors] for h in headers})
         return [twice] if twice else errors
     read = {header.file.name for header in headers}
     errors.extend(
-        InputError(f"{shown(name)}: {INDEX} says {shard}, which does not hold it", hint=_NO_INDEX)
+        InputError(f"{escape_unprintable(name)}: {INDEX} says {shard}, which does not hold it", hint=_NO_INDEX)
         for name, shard in weight_map.items()
         if shard in read and files.get(name) != shard
     )
     errors.extend(
-        InputError(f"{shown(name)}: in {shard}, but not in {INDEX}", hint=_NO_INDEX)
+        InputError(f"{escape_unprintable(name)}: in {shard}, but not in {INDEX}", hint=_NO_INDEX)
         for name, shard in files.items()
         if name not in weight_map
     )

@@ -72,10 +72,10 @@ def resolve(model: str) -> Source:
     path = Path(model).expanduser()
     if model and path.exists():
         return Source.at(path)
-    repo, at, revision = model.partition("@")
+    repo, separator, revision = model.partition("@")
     if not _REPO.fullmatch(repo) or ".." in model:
         raise InputError(f"{model}: no such directory", hint=_name_hint(model))
-    if at and not _REVISION.fullmatch(revision):
+    if separator and not _REVISION.fullmatch(revision):
         raise InputError(
             f"{model}: {revision!r} is no revision",
             hint="write org/name@branch, @tag or @commit, or leave it out",
@@ -83,7 +83,7 @@ def resolve(model: str) -> Source:
     return Source.at(_snapshot(repo, revision or None))
 
 
-def named(model: str) -> str:
+def display_name(model: str) -> str:
     """Return a model as reports name it: a path, or a name of the hub as it was given, with its revision."""
     path = Path(model).expanduser()
     return str(path) if path.exists() else model
@@ -112,23 +112,23 @@ def file_or_model(name: str) -> Path:
 def _name_hint(model: str) -> str:
     """Return the hint for a directory that is not there, and that is no name of a repository either."""
     path = Path(model).expanduser()
-    if model and (meant := _meant(path)):
+    if model and (meant := _nearest_directory(path)):
         return f"did you mean {meant}?"
     if model.startswith((".", "/", "~")) and not path.parent.is_dir():
         return f"{path.parent} does not exist either"
     return "pass a directory that exists, or a Hugging Face name of the form org/name"
 
 
-def _meant(path: Path) -> Path | None:
+def _nearest_directory(path: Path) -> Path | None:
     """Return the directory whose path is nearest, each missing part spelled as a folder there; None if none is near."""
-    missing = next((one for one in reversed((path, *path.parents)) if not one.exists()), None)
+    missing = next((folder for folder in reversed((path, *path.parents)) if not folder.exists()), None)
     if missing is None:
         return path
     folders: list[str] = []
     with suppress(OSError):
-        folders.extend(one.name for one in missing.parent.iterdir() if one.is_dir())
+        folders.extend(folder.name for folder in missing.parent.iterdir() if folder.is_dir())
     near = get_close_matches(missing.name, folders, n=1)
-    return _meant(missing.with_name(near[0]) / path.relative_to(missing)) if near else None
+    return _nearest_directory(missing.with_name(near[0]) / path.relative_to(missing)) if near else None
 
 
 def _snapshot(repo: str, revision: str | None) -> Path:
@@ -149,8 +149,8 @@ def _snapshot(repo: str, revision: str | None) -> Path:
         return cached
     if constants.is_offline_mode():
         raise EnvironmentFault(
-            f"{_spelled(repo, revision)}: {state} the Hugging Face cache, and HF_HUB_OFFLINE is set",
-            hint=_here(repo) or "unset HF_HUB_OFFLINE to fetch it, or pass a directory",
+            f"{_spell(repo, revision)}: {state} the Hugging Face cache, and HF_HUB_OFFLINE is set",
+            hint=_local_hint(repo) or "unset HF_HUB_OFFLINE to fetch it, or pass a directory",
         )
     return _fetch(repo, revision, state)
 
@@ -160,7 +160,7 @@ def _fetch(repo: str, revision: str | None, state: str) -> Path:
     from huggingface_hub import constants, errors, snapshot_download  # noqa: PLC0415 -- slow to import
 
     page = f"{constants.ENDPOINT}/{repo}"  # of a mirror, where HF_ENDPOINT names one
-    subject = _spelled(repo, revision)
+    subject = _spell(repo, revision)
     try:
         return Path(snapshot_download(repo, revision=revision, ignore_patterns=IGNORED))
     except errors.GatedRepoError as error:
@@ -171,7 +171,7 @@ def _fetch(repo: str, revision: str | None, state: str) -> Path:
     except errors.RepositoryNotFoundError as error:
         raise InputError(
             f"{subject}: no such directory, and no such repository on the Hugging Face Hub",
-            hint=_here(repo) or "check the spelling; a private repository needs `hf auth login`",
+            hint=_local_hint(repo) or "check the spelling; a private repository needs `hf auth login`",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise InputError(
@@ -181,18 +181,18 @@ def _fetch(repo: str, revision: str | None, state: str) -> Path:
     except errors.LocalEntryNotFoundError as error:
         raise EnvironmentFault(
             f"{subject}: {state} the Hugging Face cache, and the Hub cannot be reached",
-            hint=_here(repo) or "check the network or pass a directory",
+            hint=_local_hint(repo) or "check the network or pass a directory",
         ) from error
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined] # httpx or httpx2, as it depends
         raise _failed_download(subject, error) from error
 
 
-def _here(repo: str) -> str:
+def _local_hint(repo: str) -> str:
     """Return a hint for a path that was meant: `org` is a directory here, and lacks `name`; empty if there is none."""
     path = Path(repo)
     if not path.parent.is_dir():
         return ""
-    meant = _meant(path)
+    meant = _nearest_directory(path)
     return f"the directory {path.parent} has no {path.name}" + (f": did you mean {meant}?" if meant else "")
 
 
@@ -222,5 +222,5 @@ def _is_complete(snapshot: Path) -> bool:
     return all((snapshot / str(shard)).exists() for shard in shards)
 
 
-def _spelled(repo: str, revision: str | None) -> str:
+def _spell(repo: str, revision: str | None) -> str:
     return f"{repo}@{revision}" if revision else repo

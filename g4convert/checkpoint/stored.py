@@ -146,12 +146,12 @@ def stored_scheme(module: PackedModule, shape: tuple[int, ...] | None, num_bits:
     if num_bits is not None and not 0 < num_bits <= _MOST_BITS:
         num_bits = None
     if "qweight" in parts:
-        return _transposed(parts, num_bits)
+        return _read_transposed(parts, num_bits)
     if "weight_packed" in parts:
         scale = parts.get("weight_scale")
         integers = scale is not None and scale.dtype.is_weight and "weight_global_scale" not in parts
         words = parts["weight_packed"].dtype is DType.I32 or integers
-        return (_words if words else _bytes)(parts, shape, num_bits)
+        return (_read_words if words else _read_bytes)(parts, shape, num_bits)
     return _eight_bit(parts) if parts.keys().isdisjoint(("SCB", "weight.absmax")) else _bitsandbytes(parts, shape)
 
 
@@ -162,25 +162,25 @@ def _is_quantized(parts: Mapping[str, TensorInfo]) -> bool:
     return weight is not None and len(parts) > 1 and weight.dtype in {*_EIGHT_BIT, DType.U8}
 
 
-def _words(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
+def _read_words(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
     """Return the scheme of pack-quantized: int32 words along k."""
     words = parts["weight_packed"]
     *rows, width = words.shape or (0,)
-    found = StoredScheme("pack-quantized", "int", symmetric="weight_zero_point" not in parts)
+    scheme = StoredScheme("pack-quantized", "int", symmetric="weight_zero_point" not in parts)
     if words.dtype is not DType.I32:
-        return replace(found, fault=f"weight_packed is {words.dtype.value}, expected I32", shape=shape)
+        return replace(scheme, fault=f"weight_packed is {words.dtype.value}, expected I32", shape=shape)
     if shape is None and num_bits:
         shape = (*rows, width * _WORD // num_bits)
     if shape is None:
-        return replace(found, fault="neither weight_shape nor the config tells in_features")
+        return replace(scheme, fault="neither weight_shape nor the config tells in_features")
     choices = [bits for bits in range(1, _MOST_BITS + 1) if ceil(shape[-1] * bits / _WORD) == width]
     if num_bits in choices:
         choices = [num_bits]
     elif with_gaps(width, shape[-1], num_bits) and (num_bits or not choices):
-        return replace(found, shape=shape, fault=f"{_misfit(parts, shape)}, {GAPS}")
+        return replace(scheme, shape=shape, fault=f"{_misfit(parts, shape)}, {GAPS}")
     bits = min(choices, default=None)
     fault = "" if bits and tuple(rows) == shape[:-1] else _misfit(parts, shape)
-    return _with_scale(replace(found, num_bits=bits, shape=shape, fault=fault), parts)
+    return _add_scale(replace(scheme, num_bits=bits, shape=shape, fault=fault), parts)
 
 
 def with_gaps(width: int, k: int, num_bits: int | None) -> bool:
@@ -195,18 +195,18 @@ def with_gaps(width: int, k: int, num_bits: int | None) -> bool:
     return any(ceil(k / codes) == width for codes in each)
 
 
-def _bytes(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
+def _read_bytes(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
     """Return the scheme of nvfp4, mxfp4, mxfp6: uint8 along k; if k is unknown, the declared bits, else 4."""
     *rows, width = parts["weight_packed"].shape or (0,)
     shape = shape or (*rows, width * _BYTE // (num_bits or 4))
     bits = width * _BYTE // shape[-1] if shape[-1] else None
     scale = parts.get("weight_scale")
     form = "mxfp" if scale is not None and scale.dtype in _POWERS_OF_TWO else "nvfp"
-    found = StoredScheme(f"{form}{bits}-pack-quantized", "float", bits, symmetric=True, shape=shape)
+    scheme = StoredScheme(f"{form}{bits}-pack-quantized", "float", bits, symmetric=True, shape=shape)
     fault = "" if tuple(rows) == shape[:-1] else _misfit(parts, shape)
     if parts["weight_packed"].dtype is not DType.U8:
         fault = f"weight_packed is {parts['weight_packed'].dtype.value}, expected U8"
-    return _with_scale(replace(found, fault=fault), parts)
+    return _add_scale(replace(scheme, fault=fault), parts)
 
 
 def _eight_bit(parts: Mapping[str, TensorInfo]) -> StoredScheme:
@@ -214,12 +214,12 @@ def _eight_bit(parts: Mapping[str, TensorInfo]) -> StoredScheme:
     weight, scale = parts["weight"], parts.get("weight_scale")
     if weight.dtype is DType.U8:
         shape = (*weight.shape[:-1], weight.shape[-1] * 2) if weight.shape else ()
-        return _with_scale(StoredScheme("modelopt-nvfp4", "float", 4, symmetric=True, shape=shape), parts)
+        return _add_scale(StoredScheme("modelopt-nvfp4", "float", 4, symmetric=True, shape=shape), parts)
     form, kind = _EIGHT_BIT[weight.dtype]
     if kind == "float" and scale is not None and scale.dtype in _POWERS_OF_TWO:
         form = "mxfp8-quantized"
     symmetric = "weight_zero_point" not in parts
-    return _with_scale(StoredScheme(form, kind, _BYTE, symmetric=symmetric, shape=weight.shape), parts)
+    return _add_scale(StoredScheme(form, kind, _BYTE, symmetric=symmetric, shape=weight.shape), parts)
 
 
 def _bitsandbytes(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None) -> StoredScheme:
@@ -234,19 +234,19 @@ def _bitsandbytes(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None
     return StoredScheme(f"bitsandbytes-{kind}", "float", 4, "group", size, True, shape or (count,), fault)  # noqa: FBT003
 
 
-def _with_scale(found: StoredScheme, parts: Mapping[str, TensorInfo]) -> StoredScheme:
+def _add_scale(scheme: StoredScheme, parts: Mapping[str, TensorInfo]) -> StoredScheme:
     """Return the scheme with strategy and group size, from the scale's shape."""
     scale = parts.get("weight_scale") or parts.get("weight_scale_inv")
     if scale is None:
-        return replace(found, fault=found.fault or "no weight_scale")
-    shape = found.shape or (0,)
-    strategy, size = _extent(scale.shape, shape, found.kind)
+        return replace(scheme, fault=scheme.fault or "no weight_scale")
+    shape = scheme.shape or (0,)
+    strategy, size = _extent(scale.shape, shape, scheme.kind)
     fault = ""
     if strategy is None:
         fault = f"weight_scale {[*scale.shape]} for {[*shape]}"
     elif strategy == "group" and size is None:
         fault = f"{scale.shape[-1]} groups do not divide {shape[-1]} in_features"
-    return replace(found, strategy=strategy, group_size=size, fault=found.fault or fault)
+    return replace(scheme, strategy=strategy, group_size=size, fault=scheme.fault or fault)
 
 
 def _extent(scale: tuple[int, ...], weight: tuple[int, ...], kind: str) -> tuple[str | None, int | None]:
@@ -264,7 +264,7 @@ def _extent(scale: tuple[int, ...], weight: tuple[int, ...], kind: str) -> tuple
     return None, None
 
 
-def _transposed(parts: Mapping[str, TensorInfo], num_bits: int | None) -> StoredScheme:
+def _read_transposed(parts: Mapping[str, TensorInfo], num_bits: int | None) -> StoredScheme:
     """Return the scheme of GPTQ and AWQ: both store the transposed weight, packed along different dimensions."""
     scales, qweight, qzeros = parts.get("scales"), parts["qweight"], parts.get("qzeros")
     if scales is None or not len(scales.shape) == len(qweight.shape) == 2:
@@ -272,17 +272,17 @@ def _transposed(parts: Mapping[str, TensorInfo], num_bits: int | None) -> Stored
     (groups, n), (rows, columns) = scales.shape, qweight.shape
     packed_along_k = columns == n
     if packed_along_k:
-        told = _WORD * qzeros.shape[-1] // n if qzeros is not None and qzeros.shape and n else None
-        bits = told or num_bits
+        bits_of_zeros = _WORD * qzeros.shape[-1] // n if qzeros is not None and qzeros.shape and n else None
+        bits = bits_of_zeros or num_bits
         k = rows * _WORD // bits if bits else 0
     else:
         bits, k = (_WORD * columns // n if n else None), rows
-    found = StoredScheme("gptq" if packed_along_k else "awq", "int", bits or None, shape=(n, k) if k else None)
+    scheme = StoredScheme("gptq" if packed_along_k else "awq", "int", bits or None, shape=(n, k) if k else None)
     if groups == 1:
-        return replace(found, strategy="channel")
+        return replace(scheme, strategy="channel")
     if not k or not groups or k % groups:
-        return replace(found, strategy="group", fault=f"{groups} groups do not divide {k} in_features")
-    return replace(found, strategy="group", group_size=k // groups)
+        return replace(scheme, strategy="group", fault=f"{groups} groups do not divide {k} in_features")
+    return replace(scheme, strategy="group", group_size=k // groups)
 
 
 def _misfit(parts: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> str:

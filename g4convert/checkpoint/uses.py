@@ -10,7 +10,7 @@ from g4convert.errors import InputError, UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture, Inventory, is_drafter, quantized_format, resolve
 
 
-def speaking(directory: Path) -> Checkpoint:
+def open_speaking(directory: Path) -> Checkpoint:
     """Open a checkpoint that text can be generated with.
 
     Raises:
@@ -44,9 +44,9 @@ def original(directory: Path) -> Checkpoint:
         InputError: not a Gemma 4 checkpoint.
     """
     checkpoint = Checkpoint.open(directory)
-    if found := quantized_format(checkpoint.tensors):
+    if format_name := quantized_format(checkpoint.tensors):
         hint = "a reference holds what the original answers: name the original"
-        raise UsageError(f"{directory}: already quantized ({found[0]})", hint=hint)
+        raise UsageError(f"{directory}: already quantized ({format_name[0]})", hint=hint)
     return checkpoint
 
 
@@ -69,5 +69,5 @@ def inventory_for(output: Architecture, source: Checkpoint, architecture: Archit
     Raises:
         G4Error: as for `inventory_of`.
     """
-    found = inventory_of(source, architecture, decoder_only=not output.is_composite)
-    return found if output.tied_embeddings else found.untied()
+    inventory = inventory_of(source, architecture, decoder_only=not output.is_composite)
+    return inventory if output.tied_embeddings else inventory.untied()

@@ -136,7 +136,7 @@ def _work(  # noqa: PLR0913, PLR0917 - a thread is given everything it touches
     make_tiles: Callable[[], Tiles],
 ) -> None:
     """Run a worker: do units until the queue is empty or `stop` is set."""
-    worker = _Worker(streams, schemes, make_tiles())
+    worker = _UnitWorker(streams, schemes, make_tiles())
     while not stop.is_set():
         try:
             number, unit = waiting.get_nowait()
@@ -145,7 +145,7 @@ def _work(  # noqa: PLR0913, PLR0917 - a thread is given everything it touches
         finished.put(_Finished(number, worker.do(unit)))
 
 
-class _Worker:
+class _UnitWorker:
     """A worker thread's buffers, as large as the largest tile so far."""
 
     def __init__(self, streams: Streams, schemes: Schemes, tiles: Tiles) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 
 import torch
 
-from g4convert.forward.logits import Head, Made, Page, pieces
+from g4convert.forward.logits import Head, HeadLogits, Page, pieces
 
 _LIKELIEST: Final = 128
 _DRAWN: Final = 64
@@ -49,7 +49,7 @@ class Divergence:
             head: head of the original, with its weight in memory.
             states: input of the head, [p, h].
         """
-        weight, made, page = head.matrix, Made(head, states), Page()
+        weight, made, page = head.matrix, HeadLogits(head, states), Page()
         generator = torch.Generator().manual_seed(_SEED)
         found = [_drawn(made.rows(*piece, page)[0], generator) for piece in pieces(len(made), made.width)]
         ids, shares = (torch.cat(parts) for parts in zip(*found, strict=True))

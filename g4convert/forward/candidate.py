@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from g4convert.devices import device_of, moved
-from g4convert.forward.logits import Head, HeldLogits, Logits, Made
+from g4convert.forward.logits import Head, HeadLogits, HeldLogits, Logits
 from g4convert.forward.media import videos_encoded
 from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
@@ -80,7 +80,7 @@ class ModelCandidate:
     def run(self, probe: Probe) -> ProbeOutputs:
         """Run one probe; for several probes `run_all` reads a streamed model's weights only once."""
         seen = _Seen()
-        with torch.no_grad(), _watching(self.model, seen, probe.scored, inside=self.inside, whole=self.whole):
+        with torch.no_grad(), _hooking_parts(self.model, seen, probe.scored, inside=self.inside, whole=self.whole):
             arguments = videos_encoded(self.model, moved(probe.arguments, device_of(self.model)))
             result = self.model(**{"use_cache": False, **arguments})
         return ProbeOutputs(
@@ -93,7 +93,7 @@ class ModelCandidate:
 
     def _logits(self, seen: "_Seen", logits: torch.Tensor, scored: torch.Tensor) -> Logits:
         """Make logits from the states before the head, or take the forward's if no states were recorded."""
-        return HeldLogits(logits[scored]) if seen.states is None else Made(Head.of(self.model), seen.states)
+        return HeldLogits(logits[scored]) if seen.states is None else HeadLogits(Head.of(self.model), seen.states)
 
 
 def run_all(
@@ -145,7 +145,7 @@ _current: ContextVar[_Seen | None] = ContextVar("g4_seen", default=None)
 
 
 @contextmanager
-def _watching(model: Model, seen: _Seen, scored: torch.Tensor, *, inside: bool, whole: bool) -> Iterator[None]:
+def _hooking_parts(model: Model, seen: _Seen, scored: torch.Tensor, *, inside: bool, whole: bool) -> Iterator[None]:
     """Hook the parts of a model during one forward."""
     with ExitStack() as stack:
         token = _current.set(seen)
@@ -153,7 +153,7 @@ def _watching(model: Model, seen: _Seen, scored: torch.Tensor, *, inside: bool, 
         if (head := model.get_output_embeddings()) is not None:
             select = partial(_select, seen, scored, whole=whole)
             stack.enter_context(head.register_forward_pre_hook(select, prepend=True))
-        for module, see in _places(model, seen) if inside else ():
+        for module, see in _hooked_modules(model, seen) if inside else ():
             stack.enter_context(module.register_forward_hook(partial(_show, seen, see)))
         yield
 
@@ -175,7 +175,7 @@ def _show(seen: _Seen, see: Callable[[Any], None], _: torch.nn.Module, __: objec
         see(output)
 
 
-def _places(model: Model, seen: _Seen) -> Iterator[tuple[torch.nn.Module, Callable[[Any], None]]]:
+def _hooked_modules(model: Model, seen: _Seen) -> Iterator[tuple[torch.nn.Module, Callable[[Any], None]]]:
     for number, layer in enumerate(model.get_decoder().layers):
         name = f"layers.{number}"
         yield layer, partial(seen.layer, name)

@@ -68,8 +68,8 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
 
     found, bad = parse_lines(json_lines(read_texts(path, form)), prompt)
     if bad or not found:
-        what = f"{plural(len(bad), 'line')} cannot be read as prompts" if bad else "holds no prompt"
-        raise InputError(f"{path}: {what}", hint=form, offenders=bad)
+        problem = f"{plural(len(bad), 'line')} cannot be read as prompts" if bad else "holds no prompt"
+        raise InputError(f"{path}: {problem}", hint=form, offenders=bad)
     if misfits and chat:
         raise UsageError(
             f"{path}: plain text for an instruction-tuned model: it was never trained off its chat frame, its "
@@ -94,8 +94,8 @@ def _prompt(name: str, place: str, entry: Mapping[str, Any]) -> Conversation:
         raise ValueError(f"unknown key {unknown[0]!r}")
     if ("messages" in entry) == ("prompt" in entry):
         raise ValueError("needs either messages or prompt")
-    given = {key: str(value) for key in ("name", "bucket") if (value := entry.get(key)) is not None}
-    name, bucket = given.get("name", name), given.get("bucket", "prompts")
+    given_names = {key: str(value) for key in ("name", "bucket") if (value := entry.get(key)) is not None}
+    name, bucket = given_names.get("name", name), given_names.get("bucket", "prompts")
     if "prompt" in entry:
         asked = {"role": "user", "content": checked_text(entry["prompt"])}
         return Conversation(name, bucket, (asked,), raw=True, place=place)
@@ -140,15 +140,15 @@ def frame_of(directory: Path, config: Config) -> "Frame":
 def _special_ids(config: Config) -> frozenset[int]:
     """Ids with a meaning of their own: media placeholders, padding, and the like."""
     kinds = ("pad", "bos", "eos", "image", "audio", "video", "boi", "eoi", "boa")
-    return _named(config, ("eoa_token_index", *(f"{kind}_token_id" for kind in kinds)))
+    return _ids_under(config, ("eoa_token_index", *(f"{kind}_token_id" for kind in kinds)))
 
 
 def placeholders(config: Config) -> list[int]:
     """Ids that stand for a soft token of a picture, a sound or a video."""
-    return sorted(_named(config, [f"{kind}_token_id" for kind in ("image", "audio", "video")]))
+    return sorted(_ids_under(config, [f"{kind}_token_id" for kind in ("image", "audio", "video")]))
 
 
-def _named(config: Config, keys: Iterable[str]) -> frozenset[int]:
+def _ids_under(config: Config, keys: Iterable[str]) -> frozenset[int]:
     """The ids that a config has under some keys."""
     named = [getattr(owner, key, None) for key in keys for owner in (config, config.get_text_config())]
     return frozenset(
@@ -185,13 +185,13 @@ class Frame:
 
     def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the ids up to where the model speaks; an image, sound or video is one id, its placeholder."""
-        return [*self.beginning, *self._joined(messages), *self.encode("\n")]
+        return [*self.beginning, *self._join_texts(messages), *self.encode("\n")]
 
     def closing(self) -> list[int]:
         """Return the ids that end an answer."""
         return []
 
-    def _joined(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
+    def _join_texts(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
         """Return the ids of the messages' texts one after the other."""
         ids: list[int] = []
         for message in messages:
@@ -226,4 +226,4 @@ class _Hashed(Frame):
         return [id_ for id_ in drawn if id_ not in special][:count]
 
     def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return self._joined(messages)
+        return self._join_texts(messages)

@@ -18,16 +18,16 @@ from g4convert.forward.media import call
 from g4convert.forward.models import Config, Model, cache_name, context_of
 
 
-def ends(model: Model) -> list[int]:
+def end_tokens(model: Model) -> list[int]:
     """Return the ids that end an answer."""
     for owner in (getattr(model, "generation_config", None), model.config, model.config.get_text_config()):
-        found = getattr(owner, "eos_token_id", None)
-        if found is not None:
-            return [found] if isinstance(found, int) else list(found)
+        tokens = getattr(owner, "eos_token_id", None)
+        if tokens is not None:
+            return [tokens] if isinstance(tokens, int) else list(tokens)
     return []
 
 
-def padded(rows: Sequence[Sequence[int]], config: Config) -> dict[str, torch.Tensor]:
+def pad(rows: Sequence[Sequence[int]], config: Config) -> dict[str, torch.Tensor]:
     """Return the arguments of a forward over rows of ids of different lengths, padded on the left, each [b, t]."""
     width, pad = max(map(len, rows)), config.get_text_config().pad_token_id or 0
     place, padding = torch.arange(width), torch.tensor([width - len(row) for row in rows])[:, None]
@@ -97,7 +97,7 @@ def greedy(model: Model, ids: Sequence[int], *, max_new_tokens: int) -> Iterator
     for count in range(1, max_new_tokens + 1):
         token = int(decoder.finite()[0].argmax())
         yield token
-        if count == max_new_tokens or token in ends(model) or len(ids) + count == most:
+        if count == max_new_tokens or token in end_tokens(model) or len(ids) + count == most:
             return
         decoder.step(torch.tensor([[token]]))
 
@@ -120,19 +120,19 @@ def draw(
     Raises:
         GateError: a logit is not finite.
     """
-    decoder = Decoder(model, padded(questions, model.config))
-    barred, last = torch.tensor(placeholders(model.config), dtype=torch.int64), ends(model)
+    decoder = Decoder(model, pad(questions, model.config))
+    barred, last = torch.tensor(placeholders(model.config), dtype=torch.int64), end_tokens(model)
     most = context_of(model.config)
     answers: list[list[int]] = [[] for _ in questions]
     going = [True] * len(questions)
-    for left in reversed(range(max_new_tokens)):
+    for remaining in reversed(range(max_new_tokens)):
         shares = decoder.finite().index_fill(-1, barred, -torch.inf).softmax(-1)
         ids = torch.multinomial(shares, 1, generator=generator)
         for row, token in enumerate(ids[:, 0].tolist()):
             if going[row]:
                 answers[row].append(token)
                 going[row] = token not in last and len(questions[row]) + len(answers[row]) != most
-        if not left or not any(going):
+        if not remaining or not any(going):
             break
         decoder.step(ids)
     return answers

@@ -22,7 +22,7 @@ from transformers.activations import GELUTanh
 from transformers.integrations.moe import ExpertsInterface
 
 from g4convert.forward.modules import PackedWeight, packed_linear
-from g4convert.forward.triton.packed import Packed, ready
+from g4convert.forward.triton.packed import Packed, check_device_and_dtype
 
 IMPLEMENTATION = "g4_w4a16"
 """Registered name of the implementation, for `model.set_experts_implementation`."""
@@ -46,16 +46,16 @@ def make_packed(experts: torch.nn.Module, projections: Mapping[str, PackedProjec
         experts: a `Gemma4TextExperts`, on any device.
         projections: packed projections by name, `gate_up` and `down`; a missing one keeps its parameter.
     """
-    for name, of in projections.items():
+    for name, packed in projections.items():
         weight: torch.Tensor = getattr(experts, f"{name}_proj")
         delattr(experts, f"{name}_proj")
         device = weight.device
-        experts.register_buffer(f"{name}_packed", torch.empty(of.words, dtype=torch.int32, device=device))
-        experts.register_buffer(f"{name}_scale", torch.empty(of.scale, dtype=of.scale_dtype, device=device))
-        zeros = None if of.zero_point is None else torch.empty(of.zero_point, dtype=torch.int32, device=device)
+        experts.register_buffer(f"{name}_packed", torch.empty(packed.words, dtype=torch.int32, device=device))
+        experts.register_buffer(f"{name}_scale", torch.empty(packed.scale, dtype=packed.scale_dtype, device=device))
+        zeros = None if packed.zero_point is None else torch.empty(packed.zero_point, dtype=torch.int32, device=device)
         experts.register_buffer(f"{name}_zero_point", zeros)
         setattr(experts, f"{name}_inputs", weight.shape[-1])
-        setattr(experts, f"{name}_num_bits", of.num_bits)
+        setattr(experts, f"{name}_num_bits", packed.num_bits)
 
 
 def projection(experts: torch.nn.Module, name: str) -> PackedWeight | torch.Tensor:
@@ -109,7 +109,7 @@ def fused_experts(
     packed = [Packed(w.words, w.scale) for w in weights if isinstance(w, PackedWeight) and w.fits_kernels]
     if len(packed) < 2 or not isinstance(experts.act_fn, GELUTanh):
         return by_expert(experts, hidden_states, top_k_index, top_k_weights)
-    ready(hidden_states.device, hidden_states.dtype)
+    check_device_and_dtype(hidden_states.device, hidden_states.dtype)
     from g4convert.forward.triton import fused  # noqa: PLC0415 - needs Triton
 
     return fused.moe(hidden_states, top_k_index, top_k_weights, *packed)

@@ -45,11 +45,11 @@ class Filling:
             beside: a filled model; tensors with the same bytes are shared with it, not read again.
         """
         files = TensorFiles(self.checkpoint)
-        theirs = None if beside is None else filling_of(beside)
+        other = None if beside is None else filling_of(beside)
         for name in names:
             tensor = None
-            if beside is not None and theirs is not None and self._is_same(name, theirs):
-                tensor = _got(beside, name)
+            if beside is not None and other is not None and self._is_same(name, other):
+                tensor = _find_tensor(beside, name)
             if tensor is None or tensor.is_meta:
                 tensor = self.pieces[name].read(files, self.places[name].dtype).to(self.device)
             put(model, name, tensor)
@@ -57,16 +57,20 @@ class Filling:
 
     def _is_same(self, name: str, other: "Filling") -> bool:
         """Return whether another model's tensor has the same bytes, dtype, shape and device."""
-        mine, theirs = self.pieces[name], other.pieces.get(name)
-        if not isinstance(mine, Rows) or not isinstance(theirs, Rows) or replace(mine, names=theirs.names) != theirs:
+        piece, other_piece = self.pieces[name], other.pieces.get(name)
+        if (
+            not isinstance(piece, Rows)
+            or not isinstance(other_piece, Rows)
+            or replace(piece, names=other_piece.names) != other_piece
+        ):
             return False
         place, their_place = self.places[name], other.places[name]
         if place.shape != their_place.shape or place.dtype is not their_place.dtype or self.device != other.device:
             return False
         if self.checkpoint.path == other.checkpoint.path:
-            return mine == theirs
-        one, two = (filling.stored_rows(name) for filling in (self, other))
-        return all(map(_same_bytes, one, two))
+            return piece == other_piece
+        own_rows, other_rows = (filling.stored_rows(name) for filling in (self, other))
+        return all(map(_same_bytes, own_rows, other_rows))
 
     def stored_rows(self, name: str) -> list[torch.Tensor]:
         """Return the stored tensors of a plain tensor, mapped; empty for a packed one."""
@@ -106,15 +110,15 @@ class Filling:
 
 def filling_of(model: Model) -> Filling | None:
     """Return the source of a model's tensors; None if no `Filling` filled it."""
-    found: Filling | None = getattr(model, _ATTRIBUTE, None)
-    return found
+    filling: Filling | None = getattr(model, _ATTRIBUTE, None)
+    return filling
 
 
-def _got(model: Model, name: str) -> torch.Tensor | None:
+def _find_tensor(model: Model, name: str) -> torch.Tensor | None:
     """Return a parameter or buffer of a model; None if it is missing."""
     module, leaf = Name(name).cut()
-    found: torch.Tensor | None = getattr(model.get_submodule(module), leaf, None)
-    return None if found is None else found.detach()
+    tensor: torch.Tensor | None = getattr(model.get_submodule(module), leaf, None)
+    return None if tensor is None else tensor.detach()
 
 
 def put(model: Model, name: str, tensor: torch.Tensor) -> None:
@@ -125,6 +129,6 @@ def put(model: Model, name: str, tensor: torch.Tensor) -> None:
     setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
 
 
-def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _same_bytes(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     """Compare two tensors bit for bit, NaNs included; a view as bytes needs a dimension."""
-    return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
+    return torch.equal(tensor.flatten().view(torch.uint8), other.flatten().view(torch.uint8))

@@ -19,7 +19,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import device_of, memory_faults, threads_for, torch_device
 from g4convert.errors import UsageError
 from g4convert.forward.conversations import Frame, frame_of
-from g4convert.forward.decoding import ends, greedy
+from g4convert.forward.decoding import end_tokens, greedy
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model, context_of, dtype_name
 from g4convert.forward.streaming import stream_of
@@ -134,7 +134,7 @@ class Speaker:
             GateError: a logit is not finite.
             EnvironmentFault: not enough memory.
         """
-        ids, most = self._framed(prompt), context_of(self.model.config)
+        ids, most = self._encode_prompt(prompt), context_of(self.model.config)
         if len(ids) >= most:
             raise UsageError(f"a prompt of {len(ids):,} tokens: the model's context has {most:,}", hint="shorten it")
         text = _Growing(self.frame.tokenizer, show)
@@ -144,11 +144,11 @@ class Speaker:
                 first = first if text.ids else perf_counter()
                 text.add(token)
         end = perf_counter()
-        said, times = tuple(text.ids), (first - begin, end - first)
-        ended, is_full = said[-1] in ends(self.model), len(ids) + len(said) >= most
-        return Answer(prompt, tuple(ids), said, text.close(), ended, is_full, *times)
+        new_ids, times = tuple(text.ids), (first - begin, end - first)
+        ended, is_full = new_ids[-1] in end_tokens(self.model), len(ids) + len(new_ids) >= most
+        return Answer(prompt, tuple(ids), new_ids, text.close(), ended, is_full, *times)
 
-    def _framed(self, prompt: str) -> Sequence[int]:
+    def _encode_prompt(self, prompt: str) -> Sequence[int]:
         if self.frame.chat:
             return self.frame.question([{"role": "user", "content": prompt}])
         return [*self.frame.beginning, *self.frame.encode(prompt)]

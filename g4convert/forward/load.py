@@ -92,22 +92,22 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
     architecture = Architecture.from_config(checkpoint.config)
     infos = checkpoint.infos
     if decoder_only and architecture.is_composite:
-        infos = _of_decoder(infos, architecture)
+        infos = _decoder_infos(infos, architecture)
         architecture = architecture.text_only()
     contents = Contents.of(infos, architecture, tied_both_ways=True)
-    problems = [*_strangers(contents)]
+    problems = [*_unplaced(contents)]
     sources = pieces_of(checkpoint, contents, problems)
     problems += _wrong_extras(checkpoint, contents)
     _refuse(checkpoint.path, problems)
     model = _empty_model(checkpoint.path, architecture, DTYPES[dtype], device)
-    pieces = {**_place(model, sources, packed=packed), **_no_limits(model, contents)}
+    pieces = {**_place(model, sources, packed=packed), **_infinite_limits(model, contents)}
     tied = {_HEAD} if architecture.tied_embeddings else set()
     places = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     _refuse(checkpoint.path, _misfits(pieces, places))
     filling = Filling(checkpoint, pieces, places, device)
     if memory == "stream" or (memory == "auto" and not is_roomy(filling.nbytes, device)):
         Stream.attach(model, filling, tied=bool(tied))
-        _tell_device(model)
+        _set_device(model)
     else:
         filling.fill(model, pieces, beside=beside)
         if tied:
@@ -115,7 +115,7 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
     return model.eval()
 
 
-def _tell_device(model: Model) -> None:
+def _set_device(model: Model) -> None:
     """Let `model.device` be where inputs go: transformers reads it off a parameter, and a streamed one is on meta."""
     kind = type(model)
     model.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, "device": property(device_of)})
@@ -126,7 +126,7 @@ def _refuse(path: Path, problems: list[Misfit]) -> None:
         raise Unfit(path, problems)
 
 
-def _of_decoder(infos: Mapping[str, TensorInfo], architecture: Architecture) -> dict[str, TensorInfo]:
+def _decoder_infos(infos: Mapping[str, TensorInfo], architecture: Architecture) -> dict[str, TensorInfo]:
     """The tensors of a multimodal checkpoint that are not known as a tower's or an embedder's."""
     match = match_names(infos, architecture)
     media = {
@@ -135,7 +135,7 @@ def _of_decoder(infos: Mapping[str, TensorInfo], architecture: Architecture) -> 
     return {name: info for name, info in infos.items() if name not in media}
 
 
-def _no_limits(model: Model, contents: Contents) -> dict[str, Piece]:
+def _infinite_limits(model: Model, contents: Contents) -> dict[str, Piece]:
     """Return infinite limits for clip buffers of towers that the checkpoint lacks, as transformers starts with."""
     spelled = CONTRACTS["transformers"].speller(contents.architecture) if contents.architecture.is_unified else str
     places = model.state_dict()
@@ -146,7 +146,7 @@ def _no_limits(model: Model, contents: Contents) -> dict[str, Piece]:
     }
 
 
-def _strangers(contents: Contents) -> Iterable[Misfit]:
+def _unplaced(contents: Contents) -> Iterable[Misfit]:
     """Yield the pieces that have no place in the model, and the places that have two sources."""
     yield from (Misfit(MisfitKind.UNEXPECTED, name) for name in contents.unknown)
     yield from (
@@ -159,12 +159,12 @@ def _strangers(contents: Contents) -> Iterable[Misfit]:
 def _wrong_extras(checkpoint: Checkpoint, contents: Contents) -> Iterable[Misfit]:
     """Yield tensors that no model has a place for, but whose values matter."""
     files = TensorFiles(checkpoint)
-    known = droppable(contents.architecture)
+    droppable_names = droppable(contents.architecture)
     for name, form in contents.spare.items():
         if isinstance(form, PackedModule):
             yield Misfit(MisfitKind.UNEXPECTED, name, "packed, and no model reads it")
             continue
-        match known.get(contents.renamed.get(name, name)):
+        match droppable_names.get(contents.renamed.get(name, name)):
             case None:
                 continue  # a derived buffer
             case extra if form.shape != extra.shape:
@@ -208,9 +208,9 @@ def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, dev
         for name, buffer in list(model.named_non_persistent_buffers()):
             put(model, name, buffer.to(device))
     if (path / _GENERATION).exists() and hasattr(model, "generation_config"):
-        found = parse_object(read_whole(path, _GENERATION), _GENERATION, SAVE_AGAIN)
+        values = parse_object(read_whole(path, _GENERATION), _GENERATION, SAVE_AGAIN)
         with reading(f"{path}: {_GENERATION}", SAVE_AGAIN):
-            model.generation_config = transformers.GenerationConfig.from_dict(found)
+            model.generation_config = transformers.GenerationConfig.from_dict(values)
     place(model, device)
     return model
 

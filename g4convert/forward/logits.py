@@ -73,16 +73,16 @@ class Head:
             _multiply(self.weight, [(states, out)])
 
 
-def _multiply(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def _multiply(weight: torch.Tensor, outputs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Fill each `out`, float32 [r, V], with states [r, h] times the head; each block of the head is cast once."""
-    cached = [one for one in given if _is_plain(one[0])]
+    cached = [pair for pair in outputs if _is_plain(pair[0])]
     if cached:
         _multiply_cached(weight, cached)
-    others = [one for one in given if not _is_plain(one[0])]
+    uncached = [pair for pair in outputs if not _is_plain(pair[0])]
     step = max(1, _BLOCK // weight.shape[1])
-    for begin in range(0, len(weight) if others else 0, step):
+    for begin in range(0, len(weight) if uncached else 0, step):
         cast: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-        for states, out in others:
+        for states, out in uncached:
             kind = states.device, states.dtype
             if kind not in cast:
                 cast[kind] = weight[begin : begin + step].to(*kind).T
@@ -94,16 +94,16 @@ def _is_plain(factor: torch.Tensor) -> bool:
     return factor.dtype is torch.float32 and factor.device.type == "cpu"
 
 
-def _multiply_cached(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def _multiply_cached(weight: torch.Tensor, outputs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Fill each `out` as `_multiply` does, with blocks that fit the cache; W s^T is the faster way round in MKL."""
     step = min(len(weight), max(1, _CACHED // weight.shape[1]))
     block = torch.empty(step, weight.shape[1])
-    columns = [states.T.contiguous() for states, _ in given]
-    products = [torch.empty(step, len(states)) for states, _ in given]
+    columns = [states.T.contiguous() for states, _ in outputs]
+    products = [torch.empty(step, len(states)) for states, _ in outputs]
     for begin in range(0, len(weight), step):
         end = min(begin + step, len(weight))
         rows = weight[begin:end] if _is_plain(weight) else block[: end - begin].copy_(weight[begin:end])
-        for (_, out), states, product in zip(given, columns, products, strict=True):
+        for (_, out), states, product in zip(outputs, columns, products, strict=True):
             part = product[: end - begin]
             torch.mm(rows, states, out=part)
             out[:, begin:end].copy_(part.T)
@@ -124,7 +124,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Made:
+class HeadLogits:
     """Logits that are made from states on demand.
 
     Args:
@@ -189,12 +189,14 @@ class HeldLogits:
         return self.after[begin:end], None if self.before is None else self.before[begin:end]
 
 
-Logits: TypeAlias = Made | HeldLogits
+Logits: TypeAlias = HeadLogits | HeldLogits
 """Logits of the scored rows."""
 
 
 @torch.no_grad()
-def made_together(models: Mapping[str, Made], begin: int, end: int, pages: Mapping[str, Page]) -> dict[str, Rows]:
+def compute_together(
+    models: Mapping[str, HeadLogits], begin: int, end: int, pages: Mapping[str, Page]
+) -> dict[str, Rows]:
     """Make rows [begin, end) of several models.
 
     A head's weight that several models share is cast once, and logits of equal states are made once: a packed model
@@ -212,47 +214,55 @@ def made_together(models: Mapping[str, Made], begin: int, end: int, pages: Mappi
         weight = models[name].head.weight
         sharing.setdefault(id(models[name]) if weight is None else weight.data_ptr(), []).append(name)
     for names in sharing.values():
-        given = [
+        outputs = [
             (models[name].states[begin:end], pages[name].buffer(0, end - begin, models[name].width)) for name in names
         ]
         weight = models[names[0]].head.weight
         if weight is None:
-            models[names[0]].head.raw(*given[0])
+            models[names[0]].head.raw(*outputs[0])
         else:
-            _multiply(weight, given)
-    made = {name: models[name].finished(begin, end, pages[name]) for name in dict.fromkeys(first.values())}
-    return {name: made[other] for name, other in first.items()}
+            _multiply(weight, outputs)
+    finished = {name: models[name].finished(begin, end, pages[name]) for name in dict.fromkeys(first.values())}
+    return {name: finished[other] for name, other in first.items()}
 
 
-def _first_alike(models: Mapping[str, Made], begin: int, end: int) -> dict[str, str]:
+def _first_alike(models: Mapping[str, HeadLogits], begin: int, end: int) -> dict[str, str]:
     """Map each model to the first model with the same head and the same states."""
     first: dict[str, str] = {}
-    for name, one in models.items():
-        alike = (other for other in dict.fromkeys(first.values()) if _are_alike(one, models[other], begin, end))
+    for name, logits in models.items():
+        alike = (other for other in dict.fromkeys(first.values()) if _are_alike(logits, models[other], begin, end))
         first[name] = next(alike, name)
     return first
 
 
-def _are_alike(one: Made, other: Made, begin: int, end: int) -> bool:
-    a, b = one.head, other.head
+def _are_alike(logits: HeadLogits, other: HeadLogits, begin: int, end: int) -> bool:
+    a, b = logits.head, other.head
     if a.weight is None or b.weight is None or a.weight.data_ptr() != b.weight.data_ptr() or a.cap != b.cap:
         return False
-    states, others = one.states[begin:end], other.states[begin:end]
-    return states.dtype is others.dtype and states.device == others.device and torch.equal(states, others)
+    states, other_states = logits.states[begin:end], other.states[begin:end]
+    return (
+        states.dtype is other_states.dtype
+        and states.device == other_states.device
+        and torch.equal(states, other_states)
+    )
 
 
-def joined(parts: Sequence[Logits]) -> list[Logits]:
+def join_logits(parts: Sequence[Logits]) -> list[Logits]:
     """Join the logits of several probes into one if one head makes them all; otherwise return the parts."""
-    made = [part for part in parts if isinstance(part, Made)]
-    if len(made) < len(parts) or len({id(part.head.module) for part in made}) > 1 or not made:
+    computed = [part for part in parts if isinstance(part, HeadLogits)]
+    if len(computed) < len(parts) or len({id(part.head.module) for part in computed}) > 1 or not computed:
         return list(parts)
-    return [Made(made[0].head, torch.cat([part.states for part in made]))]
+    return [HeadLogits(computed[0].head, torch.cat([part.states for part in computed]))]
 
 
-def whole(parts: Sequence[Logits]) -> torch.Tensor:
+def concatenate_logits(parts: Sequence[Logits]) -> torch.Tensor:
     """Return the logits of several probes after the softcap, [n, V], with the bits of piecewise comparison."""
     return torch.cat(
-        [part.rows(begin, end)[0].clone() for part in joined(parts) for begin, end in pieces(len(part), part.width)]
+        [
+            part.rows(begin, end)[0].clone()
+            for part in join_logits(parts)
+            for begin, end in pieces(len(part), part.width)
+        ]
     )
 
 

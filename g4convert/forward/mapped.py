@@ -18,8 +18,8 @@ from g4convert.errors import EnvironmentFault
 from g4convert.printable import printable
 
 _STDERR: Final = 2
-_MOST: Final = 4096
-_LINES: Final = ctypes.create_string_buffer(_MOST)
+_BUFFER_BYTES: Final = 4096
+_LINES: Final = ctypes.create_string_buffer(_BUFFER_BYTES)
 _MUTEX: Final = ctypes.create_string_buffer(128)  # larger than pthread_mutex_t of Linux (40 bytes) and of macOS (64)
 _opened: Final[dict[Path, None]] = {}
 
@@ -36,17 +36,17 @@ def tell_faults(directory: Path) -> None:
         return
     _opened[directory] = None
     names = " or ".join(printable(str(one)) for one in _opened)
-    shown = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""  # a bar hides the cursor
-    text = f"{shown}error: {names}: a file cannot be read: Input/output error, or it was cut meanwhile\n"
+    show_cursor = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""  # a bar hides the cursor
+    text = f"{show_cursor}error: {names}: a file cannot be read: Input/output error, or it was cut meanwhile\n"
     hint = "hint: the disk or the connection to it failed: see the system's log; then the same command may go on\n"
-    _LINES.value = f"{text}{hint}".encode(errors="replace")[: _MOST - 1]
+    _LINES.value = f"{text}{hint}".encode(errors="replace")[: _BUFFER_BYTES - 1]
     if not _is_handled():
         _install()
 
 
 def _is_handled() -> bool:
     """Return whether SIGBUS has a handler; Python knows of its own only, and not of `faulthandler`'s."""
-    action = ctypes.create_string_buffer(_MOST)  # struct sigaction, which begins with the handler
+    action = ctypes.create_string_buffer(_BUFFER_BYTES)  # struct sigaction, which begins with the handler
     ctypes.CDLL(None).sigaction(signal.SIGBUS, None, action)
     return any(action.raw[: ctypes.sizeof(ctypes.c_void_p)])
 

@@ -86,13 +86,13 @@ def pictures(
 
 def video(config: Config, frames: int, size: tuple[int, int], generator: torch.Generator) -> Media:
     """One video of `frames` pictures of the same size, in soft tokens; see `videos_encoded`."""
-    shown = pictures(config, [size] * frames, generator)
+    frames_of_video = pictures(config, [size] * frames, generator)
     arguments = {
-        "pixel_values_videos": shown.arguments["pixel_values"],
-        "video_position_ids": shown.arguments["image_position_ids"],
+        "pixel_values_videos": frames_of_video.arguments["pixel_values"],
+        "video_position_ids": frames_of_video.arguments["image_position_ids"],
         "num_frames_per_video": torch.tensor([frames]),
     }
-    return Media("video", shown.soft_tokens, arguments, shown.content)
+    return Media("video", frames_of_video.soft_tokens, arguments, frames_of_video.content)
 
 
 def sounds(config: Config, lengths: Sequence[int], generator: torch.Generator, *, padding: int = 0) -> Media:
@@ -117,10 +117,10 @@ def sounds(config: Config, lengths: Sequence[int], generator: torch.Generator, *
         count = -(-length // _TOKENS_PER_NOTE)
         notes = torch.randint(len(_NOTES), (count,), generator=generator)
         played = _waves(notes, width) if unified else _mels(notes, width)
-        each = played.repeat_interleave(_TOKENS_PER_NOTE * merge, dim=0)[: length * merge]
-        each = each + _NOISE * torch.randn(each.shape, generator=generator)
-        features.append(torch.nn.functional.pad(each, (0, 0, 0, total - len(each))))
-        masks.append(torch.arange(total) < len(each))
+        waveform = played.repeat_interleave(_TOKENS_PER_NOTE * merge, dim=0)[: length * merge]
+        waveform = waveform + _NOISE * torch.randn(waveform.shape, generator=generator)
+        features.append(torch.nn.functional.pad(waveform, (0, 0, 0, total - len(waveform))))
+        masks.append(torch.arange(total) < len(waveform))
         content.append(" ".join(_NOTES[note] for note in notes))
     arguments = {"input_features": torch.stack(features), "input_features_mask": torch.stack(masks)}
     return Media("audio", tuple(lengths), arguments, tuple(content))
@@ -164,9 +164,9 @@ def _waves(notes: torch.Tensor, samples: int) -> torch.Tensor:
 
 def call(model: Model, arguments: Mapping[str, Any], *, use_cache: bool) -> Any:  # noqa: ANN401 -- a ModelOutput
     """One forward without gradients, on the model's device; see `videos_encoded`."""
-    given = moved(arguments, device_of(model))
+    inputs = moved(arguments, device_of(model))
     with torch.no_grad(), quiet_transformers():  # packed modules are unpacked in the first forward
-        return model(**videos_encoded(model, given), use_cache=use_cache)
+        return model(**videos_encoded(model, inputs), use_cache=use_cache)
 
 
 def videos_encoded(model: Model, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,6 @@ class Unfit(GateError):
     """Raised when tensors do not fit the model."""
 
     def __init__(self, path: Path, misfits: Collection[Misfit]) -> None:
-        what = "one tensor does" if len(misfits) == 1 else f"{len(misfits)} tensors do"
-        super().__init__(f"{path}: {what} not fit the model", offenders=[one.line for one in misfits])
+        subject = "one tensor does" if len(misfits) == 1 else f"{len(misfits)} tensors do"
+        super().__init__(f"{path}: {subject} not fit the model", offenders=[one.line for one in misfits])
         self.misfits = tuple(misfits)

@@ -120,15 +120,15 @@ def quiet_transformers() -> Iterator[None]:
 def _no_stdout() -> Iterator[None]:
     """Drop what libraries, of any language, print on stdout inside: it would spoil results printed there."""
     sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
     try:
         with redirect_stdout(StringIO()):
             yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def layers_path(model: Model) -> str:
@@ -142,11 +142,11 @@ def layers_path(model: Model) -> str:
 def replaced_layers(model: Model, layers: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Replace the decoder's layers; restore them on exit."""
     decoder = model.get_decoder()
-    own, decoder.layers = decoder.layers, torch.nn.ModuleList(layers)
+    original, decoder.layers = decoder.layers, torch.nn.ModuleList(layers)
     try:
         yield
     finally:
-        decoder.layers = own
+        decoder.layers = original
 
 
 def dtype_name(model: Model) -> str:

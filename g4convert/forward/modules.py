@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from g4convert.array_types import F32
 from g4convert.errors import UnsupportedError
-from g4convert.forward.triton.packed import Packed, ready, takes
+from g4convert.forward.triton.packed import Packed, check_device_and_dtype, fits_triton
 from g4convert.forward.words import dequantize, multiply
 
 _CHUNK = 4 << 20
@@ -64,7 +64,7 @@ class PackedWeight:
     @property
     def fits_kernels(self) -> bool:
         """True if the kernels for GPUs read it."""
-        return takes(self.words, self.scale, self.zero_point, k=self.k, num_bits=self.num_bits)
+        return fits_triton(self.words, self.scale, self.zero_point, k=self.k, num_bits=self.num_bits)
 
     def __getitem__(self, index: int | torch.Tensor) -> "PackedWeight":
         """Return one of the stacked weights, or several by index."""
@@ -88,9 +88,9 @@ class PackedWeight:
         step = max(1, _TILE // self.k)
         for first in range(begin, end, step):
             rows = slice(first, min(first + step, end))
-            here = slice(first - begin, rows.stop - begin)
+            target = slice(first - begin, rows.stop - begin)
             offsets = None if zeros is None else zeros[rows]
-            products(self.words[rows], scale[here], offsets, self.num_bits, out[here])
+            products(self.words[rows], scale[target], offsets, self.num_bits, out[target])
         return out
 
     @property
@@ -222,7 +222,7 @@ def packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | No
     """
     n = weight.words.shape[0]
     if x.numel() <= _FEW * weight.k and weight.is_compiled and x.dtype in {torch.float32, torch.bfloat16}:
-        few = _few(x.reshape(-1, weight.k), weight).view(*x.shape[:-1], n)
+        few = _multiply_few(x.reshape(-1, weight.k), weight).view(*x.shape[:-1], n)
         return few if bias is None else few + bias.to(few.dtype)
     step = max(1, _CHUNK // (weight.k * x.dtype.itemsize))
     parts = [functional.linear(x, weight.dense(x.dtype, begin, begin + step)) for begin in range(0, n, step)]
@@ -230,7 +230,7 @@ def packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | No
     return out if bias is None else out + bias.to(out.dtype)
 
 
-def _few(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+def _multiply_few(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
     """Multiply a few tokens [t, k] to [t, n]; torch's number of threads share the weight's rows."""
     n = weight.words.shape[0]
     stored = weight.words.contiguous().numpy().view(np.uint8)
@@ -238,11 +238,11 @@ def _few(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
     zeros = _NO_ZEROS
     if weight.zero_point is not None:
         zeros = unpack(weight.zero_point.T.contiguous(), n, weight.num_bits).T.contiguous().numpy()
-    given, narrow = x.float().contiguous().numpy(), x.dtype is torch.bfloat16
+    inputs, narrow = x.float().contiguous().numpy(), x.dtype is torch.bfloat16
 
     def part(rows: slice) -> F32:
-        out = np.empty((len(given), min(rows.stop, n) - rows.start), np.float32)
-        multiply(stored[rows], scale[rows], zeros[rows], given, narrow, out)
+        out = np.empty((len(inputs), min(rows.stop, n) - rows.start), np.float32)
+        multiply(stored[rows], scale[rows], zeros[rows], inputs, narrow, out)
         return out
 
     threads = torch.get_num_threads()
@@ -266,7 +266,7 @@ def fused_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | Non
     """
     if not weight.fits_kernels:
         return packed_linear(x, weight, bias)
-    ready(x.device, x.dtype)
+    check_device_and_dtype(x.device, x.dtype)
     from g4convert.forward.triton import fused  # noqa: PLC0415 - needs Triton
 
     return fused.linear(x, Packed(weight.words, weight.scale), bias)

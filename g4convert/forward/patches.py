@@ -60,10 +60,10 @@ class PictureCutter:
         with reading(f"{directory}: the image processor", _REMEDY):
             processor = Gemma4ImageProcessorPil.from_pretrained(directory, local_files_only=True)
         vision = config.vision_config
-        own = processor.patch_size, processor.pooling_kernel_size
-        if own != (vision.patch_size, vision.pooling_kernel_size):
+        sizes = processor.patch_size, processor.pooling_kernel_size
+        if sizes != (vision.patch_size, vision.pooling_kernel_size):
             raise InputError(
-                f"{directory}: the image processor has patches of {own[0]} pixels and pools {own[1]}, the model "
+                f"{directory}: the image processor has patches of {sizes[0]} pixels and pools {sizes[1]}, the model "
                 f"{vision.patch_size} and {vision.pooling_kernel_size}",
                 hint=_REMEDY,
             )
@@ -80,11 +80,11 @@ class PictureCutter:
         Raises:
             ValueError: its form is such that no patch is left.
         """
-        made = self.processor(picture, input_data_format="channels_last", return_tensors="np")
-        positions: I32 = made["image_position_ids"][0].astype(np.int32)
+        processed = self.processor(picture, input_data_format="channels_last", return_tensors="np")
+        positions: I32 = processed["image_position_ids"][0].astype(np.int32)
         real = positions[:, 0] >= 0
-        pixels, positions = _eight_bits(made["pixel_values"][0][real]), positions[real]
-        soft = int(made["num_soft_tokens_per_image"][0])
+        pixels, positions = _eight_bits(processed["pixel_values"][0][real]), positions[real]
+        soft = int(processed["num_soft_tokens_per_image"][0])
         if self.config.model_type == "gemma4_unified":
             pixels, positions = merged(pixels, positions, self.processor.pooling_kernel_size)
         return Patches(pixels, positions, soft)
@@ -117,5 +117,5 @@ def _eight_bits(pixels: F32) -> U8:
 
 def as_floats(pixels: U8) -> F32:
     """Return pixels as the model takes them, 0..1."""
-    found: F32 = pixels.astype(np.float32) / np.float32(255)
-    return found
+    floats: F32 = pixels.astype(np.float32) / np.float32(255)
+    return floats

@@ -85,9 +85,9 @@ class Rows:
 
     def part(self, files: TensorFiles, number: int, dtype: torch.dtype) -> torch.Tensor:
         """Read entry `number` of the first axis, such as one expert's weight; others only if they must be joined."""
-        each, more = divmod(len(self.names), self.shape[0])
-        if each and not more:
-            mine = self.names[number * each : (number + 1) * each]
+        per_tensor, remainder = divmod(len(self.names), self.shape[0])
+        if per_tensor and not remainder:
+            mine = self.names[number * per_tensor : (number + 1) * per_tensor]
             return torch.cat([files[name] for name in mine]).view(self.shape[1:]).to(dtype)
         if len(self.names) > 1:
             return self.read(files, dtype)[number]
@@ -150,7 +150,7 @@ class Dense:
         begin = 0
         for module in self.group.modules:
             tensors = {part: files[info.name] for part, info in module.parts.items()}
-            for n, one in _each(tensors):
+            for n, one in _split_weights(tensors):
                 _dequantize(one, self.group.num_bits, rows[begin : begin + n])
                 begin += n
         return whole
@@ -177,7 +177,7 @@ Piece = Rows | Dense | Constant
 """Source of one tensor of the model."""
 
 
-def _each(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, Mapping[str, torch.Tensor]]]:
+def _split_weights(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, Mapping[str, torch.Tensor]]]:
     """Yield row count and tensors of each weight; a fused expert tensor is split into single experts."""
     words = tensors[_WORDS]
     if words.ndim == 2:

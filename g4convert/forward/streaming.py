@@ -81,8 +81,8 @@ class Stream:
             tied: whether head and embedding share one weight.
         """
         stream = cls(model, filling)
-        tables = _tables(model, filling)
-        parts = _parts(model, filling, tables, tied=tied)
+        tables = _mapped_tables(model, filling)
+        parts = _streamed_parts(model, filling, tables, tied=tied)
         coming = {name for part in parts for name in part.tensors}
         filling.fill(model, [name for name in filling.pieces if name not in coming and name not in tables])
         for name in tables:
@@ -108,12 +108,12 @@ class Stream:
 
     def _hook(self, part: _Part) -> None:
         def before(*_: object) -> None:
-            if isinstance(thread := threading.current_thread(), _Worker):
+            if isinstance(thread := threading.current_thread(), _LoadingThread):
                 thread.wait_for(part)
             self._load(part)
 
         def after(*_: object) -> None:
-            if not isinstance(threading.current_thread(), _Worker):
+            if not isinstance(threading.current_thread(), _LoadingThread):
                 self.free()
 
         module = self._model.get_submodule(part.name)
@@ -168,7 +168,7 @@ def stream_of(model: Model) -> Stream | None:
     return stream
 
 
-def _tables(model: Model, filling: Filling) -> list[str]:
+def _mapped_tables(model: Model, filling: Filling) -> list[str]:
     """Return the names of the embedding tables whose rows are looked up in the file, since a copy would be large.
 
     On a GPU this is only the per-layer table, the largest tensor: transformers' forward reads the other table's padding
@@ -178,7 +178,7 @@ def _tables(model: Model, filling: Filling) -> list[str]:
     return [name for name in filling.pieces if name.endswith(tables) and filling.is_copied(name)]
 
 
-def _parts(model: Model, filling: Filling, tables: Sequence[str], *, tied: bool) -> list[_Part]:
+def _streamed_parts(model: Model, filling: Filling, tables: Sequence[str], *, tied: bool) -> list[_Part]:
     """Return the parts that are loaded on demand, in the order of a forward."""
     names = [name for name in _TOWERS if any(piece.startswith(f"{name}.") for piece in filling.pieces)]
     names += [f"{layers_path(model)}.{number}" for number in range(len(model.get_decoder().layers))]
@@ -199,7 +199,7 @@ class _AbandonedError(BaseException):
     """Raised in a thread to end it after another thread has failed."""
 
 
-class _Worker(threading.Thread, Generic[T]):
+class _LoadingThread(threading.Thread, Generic[T]):
     """Thread of one call, run in turns: `step` runs the call up to the next part or to its end."""
 
     def __init__(self, call: Callable[[], T]) -> None:
@@ -269,7 +269,7 @@ def run_together(model: Model, calls: Sequence[Callable[[], T]]) -> list[T]:
     stream = stream_of(model)
     if stream is None:
         return [call() for call in calls]
-    workers = [_Worker(call) for call in calls]
+    workers = [_LoadingThread(call) for call in calls]
     try:
         for worker in workers:
             worker.step()

@@ -37,9 +37,9 @@ class PackedTable(torch.nn.Module):
         self.register_buffer("embed_scale", table.get_buffer("embed_scale"), persistent=False)
 
     @property
-    def weight(self) -> "_Rows":
+    def weight(self) -> "_EmbeddingRows":
         """Decoded rows by index: transformers reads the padding token's row."""
-        return _Rows(self)
+        return _EmbeddingRows(self)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Decode rows, [...] -> [..., k], in the dtype of the model."""
@@ -59,7 +59,7 @@ class PackedTable(torch.nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, num_bits={self.num_bits}, groups={groups}"
 
 
-class _Rows:
+class _EmbeddingRows:
     """View of a packed table's weight that is indexed by row: `weight[7, :]`."""
 
     def __init__(self, table: PackedTable) -> None:

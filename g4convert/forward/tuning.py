@@ -81,8 +81,8 @@ def _shapes(model: Model) -> Iterator[Shape]:
         if isinstance(module, W4A16Linear) and module.packed.fits_kernels:
             yield from linear_shapes(module.out_features, module.in_features, _group(module.packed))
         elif hasattr(module, "gate_up_packed") and hasattr(module, "down_packed"):
-            both = projection(module, "gate_up"), projection(module, "down")
-            packed = [weight for weight in both if isinstance(weight, PackedWeight) and weight.fits_kernels]
+            weights = projection(module, "gate_up"), projection(module, "down")
+            packed = [weight for weight in weights if isinstance(weight, PackedWeight) and weight.fits_kernels]
             if len(packed) == 2 and top_k:
                 experts, h, _ = packed[1].words.shape
                 yield from layer_shapes(h, packed[1].k, experts, top_k, max(map(_group, packed)))

@@ -204,8 +204,8 @@ def _kind_of(config: Mapping[str, Any]) -> _Kind:
     if kind := _KINDS.get(model_type):
         return kind
     family = next((known for known in _REFUSED if model_type.startswith(known)), None)
-    what = _REFUSED[family] if family else "not a Gemma 4 model that g4convert knows"
-    raise UnsupportedError(f"config.json: model_type {model_type!r}: {what}", hint=supported)
+    problem = _REFUSED[family] if family else "not a Gemma 4 model that g4convert knows"
+    raise UnsupportedError(f"config.json: model_type {model_type!r}: {problem}", hint=supported)
 
 
 def _text_section(top: ConfigReader, kind: _Kind) -> ConfigReader:
@@ -229,10 +229,10 @@ def _text_section(top: ConfigReader, kind: _Kind) -> ConfigReader:
             top.note("text_config", "missing")
         top.raise_problems()
         return top
-    found = text.text("model_type")
-    if found is not None and found not in kind.text_types:
-        parent, wanted = top.values["model_type"], kind.text_types[0]
-        raise UnsupportedError(f"config.json: text_config.model_type {found!r}: a {parent} has {wanted}")
+    model_type = text.text("model_type")
+    if model_type is not None and model_type not in kind.text_types:
+        parent, expected = top.values["model_type"], kind.text_types[0]
+        raise UnsupportedError(f"config.json: text_config.model_type {model_type!r}: a {parent} has {expected}")
     return text
 
 

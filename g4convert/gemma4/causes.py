@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from g4convert.gemma4.architecture import Architecture
 from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.matching import Schema
-from g4convert.gemma4.name_causes import SEVERAL, renamed
+from g4convert.gemma4.name_causes import SEVERAL, renaming_remedy
 from g4convert.names import Name
 
 _VISION = ("vision_tower.", "vision_embedder.", "embed_vision.")
@@ -46,7 +46,7 @@ class TensorFault:
 
 def cause(faults: Collection[TensorFault], schema: Schema, architecture: Architecture) -> str:
     """Return the remedy for the common cause of faults; empty if they prove no cause."""
-    return _numbered(faults, schema) or _of_kinds(faults, schema, architecture)
+    return _wrong_numbers(faults, schema) or _of_kinds(faults, schema, architecture)
 
 
 def _of_kinds(faults: Collection[TensorFault], schema: Schema, architecture: Architecture) -> str:
@@ -64,15 +64,17 @@ def _of_kinds(faults: Collection[TensorFault], schema: Schema, architecture: Arc
     if kinds == {"unknown", "missing"}:
         unknown = [fault.name for fault in faults if fault.kind == "unknown"]
         missing = {fault.name for fault in faults if fault.kind == "missing"}
-        return renamed(unknown, missing, schema)
+        return renaming_remedy(unknown, missing, schema)
     return ""
 
 
 def _missing(names: Sequence[str], schema: Schema) -> str:
     """Return the remedy for missing tensors that are all of one kind, otherwise empty."""
     if all(Name(name).last in _BUFFERS for name in names):
-        what = " and ".join(dict.fromkeys(Name(name).last for name in names))
-        return f"{what}: buffers, which a writer of parameters only leaves out; copy them from the model it was made of"
+        modules = " and ".join(dict.fromkeys(Name(name).last for name in names))
+        return (
+            f"{modules}: buffers, which a writer of parameters only leaves out; copy them from the model it was made of"
+        )
     if names == ["lm_head.weight"]:
         return "no output head is stored: if it is the embedding, set tie_word_embeddings to true in config.json"
     if set(names) == {name for name in schema.expected if name.startswith("masked_embedding.")}:
@@ -91,10 +93,10 @@ def spare(faults: Collection[TensorFault], schema: Schema) -> str:
         return "every layer has as many experts as num_experts says: no engine reads others; prune all layers alike"
     if any(fault.kind != "unknown" for fault in faults):
         return ""
-    for part, what in _COMPUTED.items():
+    for part, owner in _COMPUTED.items():
         foreign = not any(part in name for name in schema.expected)
         if foreign and any(part in fault.name for fault in faults):
-            return f"config.json is that of a model without {what}: take the one saved with these weights"
+            return f"config.json is that of a model without {owner}: take the one saved with these weights"
     return "the model is whole without them: delete them, unless it computes with them, which no engine would do"
 
 
@@ -109,7 +111,7 @@ def _unknown(names: Collection[str], architecture: Architecture) -> str:
     return _foreign_heads(names)
 
 
-def _numbered(faults: Iterable[TensorFault], schema: Schema) -> str:
+def _wrong_numbers(faults: Iterable[TensorFault], schema: Schema) -> str:
     """Return the remedy if layers are there under numbers beyond the last, and as many below are not; else empty."""
     count = len({number for name in schema.expected if (number := Name(name).decoder_layer) is not None})
     beyond, gaps = set(), set()
@@ -121,14 +123,14 @@ def _numbered(faults: Iterable[TensorFault], schema: Schema) -> str:
             gaps.add(number)
     if not beyond or len(beyond) != len(gaps):
         return ""
-    found, absent = (", ".join(map(str, sorted(of))) for of in (beyond, gaps))
+    found, absent = (", ".join(map(str, sorted(numbers))) for numbers in (beyond, gaps))
     return f"layers are numbered with gaps: there is {found}, but no {absent}; number them from 0 on, in their order"
 
 
 def _foreign_heads(names: Collection[str]) -> str:
     """Return the remedy for the head of a trainer or classifier; empty if other names are unknown, too."""
-    found = [remedy for start, remedy in _HEADS.items() if all(name.startswith(start) for name in names)]
-    return found[0] if found else ""
+    remedies = [remedy for start, remedy in _HEADS.items() if all(name.startswith(start) for name in names)]
+    return remedies[0] if remedies else ""
 
 
 def _is(name: str, parts: Sequence[str]) -> bool:
@@ -155,14 +157,14 @@ def _missing_media(missing: set[str], schema: Schema) -> str:
     """Return the remedy if exactly the weights of whole towers are missing, otherwise empty."""
     needed = [name for name, expected in schema.expected.items() if not expected.optional]
     whole = {
-        key: of
+        key: names
         for key, parts in (("vision_config", _VISION), ("audio_config", _AUDIO))
-        if (of := {name for name in needed if _is(name, parts)})
+        if (names := {name for name in needed if _is(name, parts)})
     }
-    towers = {key: {name for name in of if "embed_" not in name} for key, of in whole.items()}
-    gone = {key: of for key, of in whole.items() if of <= missing}
-    torn = {key: of for key, of in towers.items() if key not in gone and of and of <= missing}
-    if missing != {name for of in (*gone.values(), *torn.values()) for name in of}:
+    towers = {key: {name for name in names if "embed_" not in name} for key, names in whole.items()}
+    gone = {key: names for key, names in whole.items() if names <= missing}
+    torn = {key: names for key, names in towers.items() if key not in gone and names and names <= missing}
+    if missing != {name for names in (*gone.values(), *torn.values()) for name in names}:
         return ""
     if torn:
         parts = " and ".join(f"embed_{key.removesuffix('_config')}" for key in torn)

@@ -10,7 +10,7 @@ from typing import Any
 
 from g4convert.errors import InputError
 
-_MOST = 1 << 31  # no dimension of a real model comes near; a larger value is a typing error or an attack
+_MAX_DIMENSION = 1 << 31  # no dimension of a real model comes near; a larger value is a typing error or an attack
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class ConfigReader:
         if not any(noted.startswith(f"{self.path}{key}: ") for noted in self.problems):
             self.problems.append(f"{self.path}{key}: {problem}")
 
-    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST) -> int:
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MAX_DIMENSION) -> int:
         """Return an integer in [least, most]; without a default the key is required."""
         value = self.values.get(key, default)
         if value is None:
@@ -84,7 +84,7 @@ class ConfigReader:
         """Return two positive integers."""
         value = self.values.get(key, default)
         match value:
-            case [int(first), int(second)] if 0 < first <= _MOST and 0 < second <= _MOST:
+            case [int(first), int(second)] if 0 < first <= _MAX_DIMENSION and 0 < second <= _MAX_DIMENSION:
                 return first, second
         self.note(key, f"{value!r}, expected two positive integers")
         return default

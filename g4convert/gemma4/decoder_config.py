@@ -8,8 +8,8 @@ from g4convert.gemma4.parts import Experts, Layer, PerLayerEmbedding, TextModel
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _DEFAULT_PATTERN = 6  # transformers: without layer_types every sixth layer is full
-_LAYERS_MOST = 1024
-_EXPERTS_MOST = 4096
+_MAX_LAYERS = 1024
+_MAX_EXPERTS = 4096
 # Keys that transformers lets a layer override. The second tuple is refused: no Gemma 4 overrides these sizes.
 _READ_OVERRIDES = ("head_dim", "num_key_value_heads")
 _REFUSED_OVERRIDES = (
@@ -29,7 +29,7 @@ def read_decoder(read: ConfigReader, *, unified: bool, assistant: bool) -> TextM
         unified: True for `gemma4_unified_text`, which has neither per-layer embeddings nor experts.
         assistant: True for a drafter, all of whose layers use the target's keys and values.
     """
-    count = read.integer("num_hidden_layers", most=_LAYERS_MOST)
+    count = read.integer("num_hidden_layers", most=_MAX_LAYERS)
     if assistant and not unified:
         _check_drafter(read)
     text = TextModel(
@@ -116,9 +116,9 @@ def _ple(read: ConfigReader) -> PerLayerEmbedding | None:
 def _experts(read: ConfigReader) -> Experts | None:
     if not read.flag("enable_moe_block", default=False):
         return None
-    count = read.integer("num_experts", most=_EXPERTS_MOST)
+    count = read.integer("num_experts", most=_MAX_EXPERTS)
     intermediate_size = read.integer("moe_intermediate_size")
-    most = count if read.values.get("num_experts") == count else _EXPERTS_MOST
+    most = count if read.values.get("num_experts") == count else _MAX_EXPERTS
     return Experts(count, intermediate_size, top_k=read.integer("top_k_experts", most=most))
 
 
@@ -160,19 +160,19 @@ def _overrides(read: ConfigReader, full: list[bool], *, k_eq_v: bool) -> Mapping
 def _saved_overrides(read: ConfigReader, count: int) -> Mapping[int, Mapping[str, int]]:
     """Return layer number -> overrides, from `{"05": {"head_dim": 512}}`: keys are zero-padded layer numbers."""
     section = read.section("per_layer_config")
-    found: dict[int, Mapping[str, int]] = {}
+    overrides: dict[int, Mapping[str, int]] = {}
     if section is None:
-        return found
+        return overrides
     for key in section.values:
         if not _is_layer(key, count):
             section.note(key, f"expected the number of a layer, 0 to {count - 1}")
         elif layer := section.section(key):
-            found[int(key)] = {name: layer.integer(name) for name in _READ_OVERRIDES if name in layer.values}
+            overrides[int(key)] = {name: layer.integer(name) for name in _READ_OVERRIDES if name in layer.values}
             for name in _REFUSED_OVERRIDES:
                 if name in layer.values:
                     layer.note(name, "differs from layer to layer, which it does in no Gemma 4")
-    return found
+    return overrides
 
 
 def _is_layer(key: str, count: int) -> bool:
-    return key.isascii() and key.isdigit() and len(key) <= len(str(_LAYERS_MOST)) and int(key) < count
+    return key.isascii() and key.isdigit() and len(key) <= len(str(_MAX_LAYERS)) and int(key) < count

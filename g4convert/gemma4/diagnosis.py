@@ -48,7 +48,7 @@ _ADAPTER = re.compile(
     rf"\.(({_TUNERS})_\w+|base_layer|modules_to_save|original_module|token_adapter|ln_tuning_layers)(\.|$)"
 )
 """Parts that PEFT's tuners add to a module, and what they put in its place."""
-_NEAREST_MOST = 32  # kinds of unknown names to search for; a checkpoint with more is no Gemma 4
+_MAX_KINDS = 32  # kinds of unknown names to search for; a checkpoint with more is no Gemma 4
 
 
 def quantized_format(names: Iterable[str]) -> tuple[str, tuple[str, ...]] | None:
@@ -59,8 +59,8 @@ def quantized_format(names: Iterable[str]) -> tuple[str, tuple[str, ...]] | None
     """
     listed = tuple(names)
     telling = {name: tuple(n for n in listed if pattern.search(n)) for name, pattern in _PATTERNS}
-    found = next((name for name, hits in telling.items() if hits), None)
-    return (found, telling[found]) if found else None
+    format_name = next((name for name, hits in telling.items() if hits), None)
+    return (format_name, telling[format_name]) if format_name else None
 
 
 def refuse_quantized(unknown: Iterable[str], tensors: Mapping[str, TensorInfo]) -> None:
@@ -75,8 +75,8 @@ def refuse_quantized(unknown: Iterable[str], tensors: Mapping[str, TensorInfo]) 
         InputError: scales are left over beside weights that are not quantized.
     """
     names = tuple(unknown)
-    if found := quantized_format(names):
-        name, hits = found
+    if format_name := quantized_format(names):
+        name, hits = format_name
         every = [one for one in names if any(pattern.search(one) for _, pattern in _PATTERNS)]
         weights = [tensors.get(_LEFTOVER.sub(".weight", one)) for one in every if _LEFTOVER.search(one)]
         if len(weights) == len(every) and all(one is not None and one.dtype.is_weight for one in weights):
@@ -96,10 +96,10 @@ def refuse_adapters(unknown: Iterable[str]) -> None:
     Raises:
         InputError: there is such an adapter; names all of its tensors.
     """
-    if left := [name for name in unknown if _ADAPTER.search(name)]:
+    if adapters := [name for name in unknown if _ADAPTER.search(name)]:
         raise InputError(
-            f"an adapter that is not merged: {len(left)} tensors",
-            offenders=left,
+            f"an adapter that is not merged: {len(adapters)} tensors",
+            offenders=adapters,
             hint="merge the adapter first (peft: model.merge_and_unload()), then save and convert that",
         )
 
@@ -125,7 +125,7 @@ class Neighbours:
         """Return the nearest canonical name, with the same numbers if such a name exists; None if no name is near."""
         kind, numbers = Name(body).unnumbered()
         if kind not in self._found:
-            if len(self._found) >= _NEAREST_MOST:
+            if len(self._found) >= _MAX_KINDS:
                 return None
             near = get_close_matches(kind, self._examples, n=1, cutoff=0.7)
             self._found[kind] = near[0] if near else None

@@ -166,39 +166,39 @@ def spell(name: str, known: Container[str]) -> Spelling:
         name: stored name, or its kind (with numbers set to 0).
         known: bodies of the canonical names, or their kinds.
     """
-    used: list[SpellingRule] = []
-    unwrapped = _unwrap(name, used)
+    rules: list[SpellingRule] = []
+    unwrapped = _unwrap(name, rules)
     prefix = prefix_of(unwrapped)
     body = unwrapped.removeprefix(prefix)
     if body in known:
-        return Spelling(body, prefix, tuple(used))
+        return Spelling(body, prefix, tuple(rules))
     for rule in BODIES:
-        body = _apply(rule, body, used)
+        body = _apply(rule, body, rules)
         if body in known:
             break
-    return Spelling(body, prefix, tuple(used))
+    return Spelling(body, prefix, tuple(rules))
 
 
-def _unwrap(name: str, used: list[SpellingRule]) -> str:
+def _unwrap(name: str, rules: list[SpellingRule]) -> str:
     before = ""
     while name != before:
         before = name
         for rule in WRAPPERS:
-            name = _apply(rule, name, used)
+            name = _apply(rule, name, rules)
     return name
 
 
-def _apply(rule: SpellingRule, name: str, used: list[SpellingRule]) -> str:
+def _apply(rule: SpellingRule, name: str, rules: list[SpellingRule]) -> str:
     changed, count = rule.pattern.subn(rule.replacement, name)
-    if count and rule not in used:
-        used.append(rule)
+    if count and rule not in rules:
+        rules.append(rule)
     return changed
 
 
 def prefix_of(name: str) -> str:
     """Return the prefix of a name without wrappers: a run of `model.` and `language_model.`, perhaps empty."""
-    found = _PREFIX.match(name)
-    return found.group() if found else ""
+    match = _PREFIX.match(name)
+    return match.group() if match else ""
 
 
 def prefix_habit(prefix: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.matching import Match, Schema, match_source
 from g4convert.gemma4.schema import ExtraKind
 from g4convert.gemma4.shape_causes import cut_shapes, padded_routers, turned_shapes
-from g4convert.gemma4.wrong_keys import fitting
+from g4convert.gemma4.wrong_keys import fitting_remedy
 from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
 
@@ -23,7 +23,7 @@ _INDEX_DTYPES = {DType.I32, DType.I64}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class MatchedTensors:
     """A checkpoint's tensors, matched with the names that its config implies.
 
     Args:
@@ -41,30 +41,30 @@ class Found:
     decoder_only: bool = False
 
 
-def raise_faults(found: Found) -> None:
+def raise_faults(matched: MatchedTensors) -> None:
     """Raise one error with all faults, if there are any.
 
     Raises:
         UnsupportedError: the checkpoint is already quantized.
         InputError: an adapter is not merged, or the tensors do not make this architecture.
     """
-    refuse_adapters(found.match.unknown)
-    refuse_quantized(found.match.unknown, found.tensors)
-    _refuse_quantized_dtypes(found.match, found.tensors)
-    faults = _faults(found)
+    refuse_adapters(matched.match.unknown)
+    refuse_quantized(matched.match.unknown, matched.tensors)
+    _refuse_quantized_dtypes(matched.match, matched.tensors)
+    faults = _faults(matched)
     if faults:
-        architecture, shapes = found.architecture, _shape_pairs(faults, found)
+        architecture, shapes = matched.architecture, _shape_pairs(faults, matched)
         counts = Counter(fault.kind for fault in faults)
         summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         raise InputError(
             f"the tensors do not make a {architecture.family} ({architecture.model_type}): {summary}",
             offenders=[f"{fault.kind}: {fault.line}" for fault in faults],
-            hint=cause(faults, found.match.schema, architecture)
+            hint=cause(faults, matched.match.schema, architecture)
             or (turned_shapes(shapes) if shapes else "")
-            or _misfit(found)
+            or _config_remedy(matched)
             or (padded_routers({one.name: pair for one, pair in zip(faults, shapes, strict=False)}) if shapes else "")
-            or (cut_shapes(shapes) if shapes and _everywhere(faults, found) else "")
-            or spare(faults, found.match.schema)
+            or (cut_shapes(shapes) if shapes and _are_everywhere(faults, matched) else "")
+            or spare(faults, matched.match.schema)
             or _LOOK,
         )
 
@@ -73,42 +73,42 @@ _LOOK = "`g4convert inspect` lists what the directory holds beside what its conf
 
 
 def _shape_pairs(
-    faults: Iterable[TensorFault], found: Found
+    faults: Iterable[TensorFault], matched: MatchedTensors
 ) -> tuple[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]], ...]:
     """Return the shape of each tensor and the shapes that it may have; nothing unless every fault is a wrong shape."""
     if any(fault.kind != "of the wrong shape" for fault in faults):
         return ()
-    names = {source: name for name, sources in found.match.sources.items() for source in sources}
-    return tuple((found.tensors[one.name].shape, _shapes(found.match.schema, names[one.name])) for one in faults)
+    names = {source: name for name, sources in matched.match.sources.items() for source in sources}
+    return tuple((matched.tensors[one.name].shape, _shapes(matched.match.schema, names[one.name])) for one in faults)
 
 
-def _everywhere(faults: Iterable[TensorFault], found: Found) -> bool:
+def _are_everywhere(faults: Iterable[TensorFault], matched: MatchedTensors) -> bool:
     """Return whether no tensor of a faulty kind is sound in any layer."""
-    names = {source: name for name, sources in found.match.sources.items() for source in sources}
+    names = {source: name for name, sources in matched.match.sources.items() for source in sources}
     faulty = {names[fault.name] for fault in faults}
     kinds = {Name(name).unnumbered()[0] for name in faulty}
-    return all(name in faulty for name in found.match.sources if Name(name).unnumbered()[0] in kinds)
+    return all(name in faulty for name in matched.match.sources if Name(name).unnumbered()[0] in kinds)
 
 
-def _misfit(found: Found) -> str:
+def _config_remedy(matched: MatchedTensors) -> str:
     """Return a remedy with the config keys to change; empty where no values make the config fit the tensors."""
-    if found.config is None:
+    if matched.config is None:
         return ""
 
     def fits(architecture: Architecture) -> bool:
-        match = match_source(found.tensors, architecture)
-        return not _faults(Found(match, found.tensors, architecture, decoder_only=found.decoder_only))
+        match = match_source(matched.tensors, architecture)
+        return not _faults(MatchedTensors(match, matched.tensors, architecture, decoder_only=matched.decoder_only))
 
-    return fitting(found.match, found.tensors, found.config, fits)
+    return fitting_remedy(matched.match, matched.tensors, matched.config, fits)
 
 
-def _faults(found: Found) -> tuple[TensorFault, ...]:
+def _faults(matched: MatchedTensors) -> tuple[TensorFault, ...]:
     return (
-        *_unknown(found.match),
-        *_ambiguous(found.match),
-        *_missing(found),
-        *_misshapen(found.match, found.tensors),
-        *_wrong_dtypes(found.match, found.tensors),
+        *_unknown(matched.match),
+        *_ambiguous(matched.match),
+        *_missing(matched),
+        *_misshapen(matched.match, matched.tensors),
+        *_wrong_dtypes(matched.match, matched.tensors),
     )
 
 
@@ -154,9 +154,9 @@ def _ambiguous(match: Match) -> Iterator[TensorFault]:
             yield TensorFault("ambiguous", name, f"{' and '.join(every)} both hold {name}")
 
 
-def _missing(found: Found) -> Iterator[TensorFault]:
+def _missing(matched: MatchedTensors) -> Iterator[TensorFault]:
     """Yield required names without a source; one fault covers a layer's experts that are missing as a whole."""
-    match, architecture = found.match, found.architecture
+    match, architecture = matched.match, matched.architecture
     held = {name for fused, of in match.schema.experts.items() if fused in match.sources for name in of.names}
     held |= match.sources.keys()
     whole: set[str] = set()
@@ -167,7 +167,7 @@ def _missing(found: Found) -> Iterator[TensorFault]:
                 "missing", fused, f"{fused}, or all of {experts.prefix}*.{{{','.join(experts.projections)}}}"
             )
     for name, expected in match.schema.expected.items():
-        needed = not (found.decoder_only and architecture.text_name(name) is None)
+        needed = not (matched.decoder_only and architecture.text_name(name) is None)
         if needed and not expected.optional and name not in held and name not in whole:
             yield TensorFault("missing", name, name)
 

@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from g4convert.gemma4.architecture import Architecture
-from g4convert.gemma4.faults import Found, raise_faults
+from g4convert.gemma4.faults import MatchedTensors, raise_faults
 from g4convert.gemma4.matching import DialectUse, Match, match_source
 from g4convert.gemma4.roles import Expected, Role
 from g4convert.gemma4.schema import ExtraKind, FusedExperts, expected_weights
@@ -128,7 +128,7 @@ def resolve(
             fit. Names all offenders, and the nearest known name for each unknown name.
     """
     match = match_source(tensors, architecture)
-    raise_faults(Found(match, tensors, architecture, config, decoder_only=decoder_only))
+    raise_faults(MatchedTensors(match, tensors, architecture, config, decoder_only=decoder_only))
     sources = {name: found[0] for name, found in match.sources.items()}
     places = dict(_places(match, sources, tensors))
     weights = tuple(
@@ -136,7 +136,7 @@ def resolve(
         for name, expected in match.schema.expected.items()
         if (place := places.get(name))
     )
-    dialects = (*match.dialects, *_channels_last(weights), *_single_values(weights, tensors))
+    dialects = (*match.dialects, *_check_channels_last(weights), *_single_values(weights, tensors))
     return Inventory(architecture, weights, tuple(_extras(match, sources, architecture)), dialects)
 
 
@@ -147,21 +147,23 @@ def _weight(name: str, expected: Expected, info: TensorInfo, place: Segment) -> 
     return Weight(name, expected.role, info.dtype, expected.shape, expected.linear, place, channels_last=moved)
 
 
-def _channels_last(weights: Iterable[Weight]) -> Iterator[DialectUse]:
+def _check_channels_last(weights: Iterable[Weight]) -> Iterator[DialectUse]:
     """Yield the habit of storing convolutions with channels last, if any weight has it."""
-    found = [weight for weight in weights if weight.channels_last]
-    if found:
+    moved = [weight for weight in weights if weight.channels_last]
+    if moved:
         described = "convolutions with channels last, as MLX holds them"
-        yield DialectUse("channels-last", described, len(found), (found[0].segment.source, found[0].name))
+        yield DialectUse("channels-last", described, len(moved), (moved[0].segment.source, moved[0].name))
 
 
 def _single_values(weights: Iterable[Weight], tensors: Mapping[str, TensorInfo]) -> Iterator[DialectUse]:
     """Yield the habit of storing single values in another shape, if any weight has it: [] and [1] hold the same."""
-    found = [one for one in weights if prod(one.shape) == 1 and tensors[one.segment.source].shape != one.shape]
-    if found:
-        shapes = f"{[*tensors[found[0].segment.source].shape]} in place of {[*found[0].shape]}"
+    wrong = [
+        weight for weight in weights if prod(weight.shape) == 1 and tensors[weight.segment.source].shape != weight.shape
+    ]
+    if wrong:
+        shapes = f"{[*tensors[wrong[0].segment.source].shape]} in place of {[*wrong[0].shape]}"
         described = f"single values of the shape {shapes}"
-        yield DialectUse("single-values", described, len(found), (found[0].segment.source, found[0].name))
+        yield DialectUse("single-values", described, len(wrong), (wrong[0].segment.source, wrong[0].name))
 
 
 def _places(
@@ -185,9 +187,11 @@ def _split(fused: FusedExperts, source: str, dtype: DType) -> Iterator[tuple[str
 
 
 def _extras(match: Match, sources: Mapping[str, str], architecture: Architecture) -> Iterator[Extra]:
-    for name, known in match.schema.droppable.items():
+    for name, droppable in match.schema.droppable.items():
         if source := sources.get(name):
-            twin = sources[f"{architecture.text_prefix}embed_tokens.weight"] if known.kind is ExtraKind.TIED else None
-            yield Extra(source, known.kind, known.reason, twin)
+            twin = (
+                sources[f"{architecture.text_prefix}embed_tokens.weight"] if droppable.kind is ExtraKind.TIED else None
+            )
+            yield Extra(source, droppable.kind, droppable.reason, twin)
     for source in match.derived:
         yield Extra(source, ExtraKind.DERIVED, "every loader computes this buffer from the config")

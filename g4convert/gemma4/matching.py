@@ -147,14 +147,14 @@ def match_source(names: Iterable[str], architecture: Architecture) -> Match:
 
 def _count(uses: dict[str, DialectUse], habits: Mapping[str, str], example: tuple[str, str]) -> None:
     for name, description in habits.items():
-        known = uses.get(name)
-        first = known.example if known else example
-        uses[name] = DialectUse(name, description, known.count + 1 if known else 1, first)
+        use = uses.get(name)
+        first = use.example if use else example
+        uses[name] = DialectUse(name, description, use.count + 1 if use else 1, first)
 
 
 def _count_single_experts(uses: dict[str, DialectUse], schema: Schema, sources: Mapping[str, tuple[str, ...]]) -> None:
     """Add the habit of storing experts one by one, if any are: transformers 5 stores them fused."""
-    found = [(fused, n) for fused, experts in schema.fused.items() for n in experts.names if n in sources]
-    if found:
-        (fused, name), described = found[0], "experts one by one, which transformers 5 fuses"
-        uses["single-experts"] = DialectUse("single-experts", described, len(found), (sources[name][0], fused))
+    single = [(fused, n) for fused, experts in schema.fused.items() for n in experts.names if n in sources]
+    if single:
+        (fused, name), described = single[0], "experts one by one, which transformers 5 fuses"
+        uses["single-experts"] = DialectUse("single-experts", described, len(single), (sources[name][0], fused))

@@ -11,7 +11,7 @@ from g4convert.gemma4.parts import (
     VisionTower,
 )
 
-_LAYERS_MOST = 1024
+_MAX_LAYERS = 1024
 
 
 def read_vision(top: ConfigReader, *, unified: bool) -> VisionPart | None:
@@ -32,7 +32,7 @@ def read_vision(top: ConfigReader, *, unified: bool) -> VisionPart | None:
     return VisionTower(
         hidden_size=hidden_size,
         intermediate_size=read.integer("intermediate_size", 3072),
-        layers=read.integer("num_hidden_layers", 16, most=_LAYERS_MOST),
+        layers=read.integer("num_hidden_layers", 16, most=_MAX_LAYERS),
         heads=read.integer("num_attention_heads", 12),
         kv_heads=read.integer("num_key_value_heads", 12),
         head_dim=read.integer("head_dim", 64),
@@ -55,7 +55,7 @@ def read_audio(top: ConfigReader, *, unified: bool) -> AudioPart | None:
         return AudioEmbedder(read.integer(next((name for name in names if name in read.values), names[0]), 640))
     return AudioTower(
         hidden_size=read.integer("hidden_size", 1024),
-        layers=read.integer("num_hidden_layers", 12, most=_LAYERS_MOST),
+        layers=read.integer("num_hidden_layers", 12, most=_MAX_LAYERS),
         heads=read.integer("num_attention_heads", 8),
         channels=read.pair("subsampling_conv_channels", (128, 32)),
         conv_kernel_size=read.integer("conv_kernel_size", 5),

@@ -28,17 +28,17 @@ _NORMED = re.compile(r"\.weight_[gv]$")
 _PARAMETRIZED = re.compile(r"\.parametrizations\.weight\.")
 
 
-def renamed(unknown: Sequence[str], missing: Collection[str], schema: Schema) -> str:
+def renaming_remedy(unknown: Sequence[str], missing: Collection[str], schema: Schema) -> str:
     """Return the remedy for other names in the place of missing ones; empty if they prove no cause."""
     return (
-        _held_by_a_trainer(unknown)
-        or _wrapped(unknown, missing, schema)
-        or _merged(unknown, missing)
-        or _foreign(unknown, missing, schema)
+        _trainer_remedy(unknown)
+        or _prefix_remedy(unknown, missing, schema)
+        or _merged_remedy(unknown, missing)
+        or _foreign_remedy(unknown, missing, schema)
     )
 
 
-def _held_by_a_trainer(unknown: Sequence[str]) -> str:
+def _trainer_remedy(unknown: Sequence[str]) -> str:
     """Return the remedy for parameters in the form in which a trainer holds them, otherwise empty."""
     if any(map(_FLAT.search, unknown)):
         return (
@@ -58,17 +58,17 @@ def _held_by_a_trainer(unknown: Sequence[str]) -> str:
     return ""
 
 
-def _wrapped(unknown: Sequence[str], missing: Collection[str], schema: Schema) -> str:
+def _prefix_remedy(unknown: Sequence[str], missing: Collection[str], schema: Schema) -> str:
     """Return the remedy if the unknown names are canonical ones behind one prefix, otherwise empty."""
-    known, one = {*schema.names}, min(missing)
-    for start in (name.removesuffix(one) for name in unknown if name.endswith(f".{one}")):
+    canonical, first = {*schema.names}, min(missing)
+    for start in (name.removesuffix(first) for name in unknown if name.endswith(f".{first}")):
         plain = {name.removeprefix(start) for name in unknown if name.startswith(start)}
-        if len(plain) == len(unknown) and {*missing} <= plain <= known:
+        if len(plain) == len(unknown) and {*missing} <= plain <= canonical:
             return f"save the tensors without the `{start}` that each of these names begins with"
     return ""
 
 
-def _merged(unknown: Collection[str], missing: Collection[str]) -> str:
+def _merged_remedy(unknown: Collection[str], missing: Collection[str]) -> str:
     """Return the remedy if all unknown tensors are merged ones of engines, and their parts alone are missing."""
     merged = {part for name in unknown for part in _MERGED if f".{part}" in name}
     parts = {part for one in merged for part in _MERGED[one]}
@@ -84,7 +84,7 @@ def _merged(unknown: Collection[str], missing: Collection[str]) -> str:
     )
 
 
-def _foreign(unknown: Collection[str], missing: Collection[str], schema: Schema) -> str:
+def _foreign_remedy(unknown: Collection[str], missing: Collection[str], schema: Schema) -> str:
     """Return the remedy if other names stand in every layer for those that are missing there, otherwise empty."""
     layers = {number for name in schema.expected if (number := Name(name).decoder_layer) is not None}
     lacking = {number for name in missing if (number := Name(name).decoder_layer) is not None}

@@ -30,13 +30,13 @@ def readings(shapes: Shapes, config: Mapping[str, Any]) -> Iterator[Reading]:
     )
     text = config.get("text_config")
     if isinstance(text, Mapping):
-        yield from (("text_config", *one) for one in _decoder(shapes, text))
-        yield from (("", *one) for one in _drafter(shapes))
+        yield from (("text_config", *reading) for reading in _decoder(shapes, text))
+        yield from (("", *reading) for reading in _drafter(shapes))
     else:
-        yield from (("", *one) for one in _decoder(shapes, config))
-    for name, found in towers:
+        yield from (("", *reading) for reading in _decoder(shapes, config))
+    for name, values in towers:
         if isinstance(config.get(name), Mapping):
-            yield from ((name, *one) for one in found)
+            yield from ((name, *reading) for reading in values)
 
 
 _DECODER = (
@@ -82,8 +82,8 @@ def _kinds(shapes: Shapes, count: int, section: Mapping[str, Any]) -> Sequence[s
     widths = [shapes.get(f"layers.{n}.self_attn.q_norm.weight") for n in range(count)]
     if len({*widths}) > 1 and all(widths):
         return [_FULL if width == widths[-1] else _SLIDING for width in widths]
-    said = section.get("layer_types")
-    return said if isinstance(said, list) else []
+    stated = section.get("layer_types")
+    return stated if isinstance(stated, list) else []
 
 
 def _full_layers(shapes: Shapes, kinds: Sequence[str]) -> Read:
@@ -101,28 +101,28 @@ def _full_layers(shapes: Shapes, kinds: Sequence[str]) -> Read:
 def _layers(shapes: Shapes, count: int, section: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
     """Return the values of layers whose heads differ from those of the whole; layers without keys show widths alone."""
     usual = {key: section.get(key) for key in ("head_dim", "num_key_value_heads")}
-    found: dict[str, Mapping[str, int]] = {}
+    overrides: dict[str, Mapping[str, int]] = {}
     for layer in range(count):
         attention = f"layers.{layer}.self_attn"
-        own = (
+        own_sizes = (
             *_sizes(shapes, (("head_dim", f"{attention}.q_norm.weight", 0),)),
             *_heads(shapes, "num_key_value_heads", f"{attention}.k_proj.weight", f"{attention}.k_norm.weight"),
         )
-        if other := {key: value for key, value in own if isinstance(value, int) and value != usual[key]}:
-            found[f"{layer:0{len(str(count - 1))}}"] = other
-    return found
+        if other := {key: value for key, value in own_sizes if isinstance(value, int) and value != usual[key]}:
+            overrides[f"{layer:0{len(str(count - 1))}}"] = other
+    return overrides
 
 
-def _shared_layers(shapes: Shapes, count: int, said: object) -> Read:
+def _shared_layers(shapes: Shapes, count: int, stated: object) -> Read:
     """Yield the keys of the last layers that have no keys of their own: their number, and whether their MLP is wider.
 
     Some writers store keys for them, too: then only a wider MLP shows how many there are.
     """
-    own = [n for n in range(count) if f"layers.{n}.self_attn.k_proj.weight" in shapes]
+    with_keys = [n for n in range(count) if f"layers.{n}.self_attn.k_proj.weight" in shapes]
     rows = [shapes.get(f"layers.{n}.mlp.up_proj.weight", (0,))[0] for n in range(count)]
     wide = [n for n in range(count) if rows[n] == 2 * rows[0] > 0]
-    least = count - max(own, default=-1) - 1
-    if wide or not (isinstance(said, int) and least <= said <= count):
+    least = count - max(with_keys, default=-1) - 1
+    if wide or not (isinstance(stated, int) and least <= stated <= count):
         yield "num_kv_shared_layers", count - wide[0] if wide else least
     yield "use_double_wide_mlp", bool(wide)
 

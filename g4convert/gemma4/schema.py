@@ -92,12 +92,12 @@ def fused_experts(architecture: Architecture) -> Mapping[str, FusedExperts]:
     if experts is None:
         return {}
     e, i = experts.count, experts.intermediate_size
-    found: dict[str, FusedExperts] = {}
+    fused: dict[str, FusedExperts] = {}
     for n in range(len(architecture.text.layers)):
         prefix = f"{architecture.text_prefix}layers.{n}.experts."
-        found[f"{prefix}gate_up_proj"] = FusedExperts((e, 2 * i, h), prefix, ("gate_proj", "up_proj"))
-        found[f"{prefix}down_proj"] = FusedExperts((e, h, i), prefix, ("down_proj",))
-    return found
+        fused[f"{prefix}gate_up_proj"] = FusedExperts((e, 2 * i, h), prefix, ("gate_proj", "up_proj"))
+        fused[f"{prefix}down_proj"] = FusedExperts((e, h, i), prefix, ("down_proj",))
+    return fused
 
 
 def stacked_experts(architecture: Architecture) -> Mapping[str, FusedExperts]:
@@ -225,9 +225,9 @@ def _gated_mlp(prefix: str, h: int, i: int, role: Role) -> Named:
 
 
 def _experts(experts: Experts, h: int) -> Named:
-    one = tuple(_gated_mlp("", h, experts.intermediate_size, Role.EXPERTS))
+    expert = tuple(_gated_mlp("", h, experts.intermediate_size, Role.EXPERTS))
     for e in range(experts.count):
-        for name, expected in one:
+        for name, expected in expert:
             yield f"experts.{e}.{name}", expected
 
 
@@ -253,10 +253,10 @@ def _droppables(architecture: Architecture) -> Iterator[tuple[str, Droppable]]:
 def _biases(expected: Mapping[str, Expected]) -> Iterator[tuple[str, Droppable]]:
     """Yield the bias of every Linear that has none; of single experts, no writer stores them."""
     reason = "this Linear has no bias in Gemma 4; zeros change nothing"
-    for name, one in expected.items():
+    for name, tensor in expected.items():
         bias = f"{name.removesuffix('.weight')}.bias"
-        if one.linear and one.role is not Role.EXPERTS and bias not in expected:
-            yield bias, Droppable(one.shape[:1], ExtraKind.ZEROS, reason)
+        if tensor.linear and tensor.role is not Role.EXPERTS and bias not in expected:
+            yield bias, Droppable(tensor.shape[:1], ExtraKind.ZEROS, reason)
 
 
 def _ones(size: int) -> Droppable:

@@ -19,12 +19,14 @@ _SEVERAL = 3  # this many tensors cut alike are no accident
 def turned_shapes(pairs: Iterable[Pair]) -> str:
     """Return the remedy for tensors that are empty or transposed; empty if they are not."""
     listed = tuple(pairs)
-    if all(0 in found for found, _ in listed):
+    if all(0 in actual for actual, _ in listed):
         return (
             "tensors without values, as DeepSpeed ZeRO-3 and FSDP leave them on one rank: gather the shards of this "
             "run (ZeRO's with its zero_to_fp32.py), or save again with stage3_gather_16bit_weights_on_model_save"
         )
-    if all(len(found) >= _MATRIX and (*found[:-2], found[-1], found[-2]) in expected for found, expected in listed):
+    if all(
+        len(actual) >= _MATRIX and (*actual[:-2], actual[-1], actual[-2]) in expected for actual, expected in listed
+    ):
         return (
             "these are transposed: swap their last two axes, and those of tensors of their kind that happen to be "
             "square"
@@ -35,7 +37,7 @@ def turned_shapes(pairs: Iterable[Pair]) -> str:
 def cut_shapes(pairs: Iterable[Pair]) -> str:
     """Return the remedy for tensors that are all cut along one axis into equally many parts; empty if they are not."""
     listed = tuple(pairs)
-    counts = [{*_parts(found, expected)} for found, expected in listed]
+    counts = [{*_count_parts(actual, expected)} for actual, expected in listed]
     common = set.intersection(*counts) if len(counts) >= _SEVERAL else set()
     if not common:
         return ""
@@ -51,13 +53,13 @@ def padded_routers(named: Mapping[str, Pair]) -> str:
     Args:
         named: shape of each tensor of a wrong shape, and the shapes that it may have, by name.
     """
-    rows = {found[0] for found, _ in named.values() if found}
-    more = all(
-        ".router." in name and any(found[1:] == shape[1:] and found[0] > shape[0] for shape in expected if shape)
-        for name, (found, expected) in named.items()
-        if found
+    rows = {actual[0] for actual, _ in named.values() if actual}
+    has_more_rows = all(
+        ".router." in name and any(actual[1:] == shape[1:] and actual[0] > shape[0] for shape in expected if shape)
+        for name, (actual, expected) in named.items()
+        if actual
     )
-    if len(rows) != 1 or not more:
+    if len(rows) != 1 or not has_more_rows:
         return ""
     count = min(shape[0] for _, expected in named.values() for shape in expected)
     return (
@@ -66,10 +68,10 @@ def padded_routers(named: Mapping[str, Pair]) -> str:
     )
 
 
-def _parts(found: Shape, expected: Sequence[Shape]) -> Iterator[int]:
+def _count_parts(actual: Shape, expected: Sequence[Shape]) -> Iterator[int]:
     """Yield the number of equal parts of which a shape is one, along one axis of a shape that is expected."""
     for shape in expected:
-        if len(shape) == len(found):
-            pairs = [(whole, part) for whole, part in zip(shape, found, strict=True) if whole != part]
+        if len(shape) == len(actual):
+            pairs = [(whole, part) for whole, part in zip(shape, actual, strict=True) if whole != part]
             if len(pairs) == 1 and 0 < pairs[0][1] < pairs[0][0] and pairs[0][0] % pairs[0][1] == 0:
                 yield pairs[0][0] // pairs[0][1]

@@ -19,10 +19,10 @@ Fits = Callable[[Architecture], bool]
 Said = Mapping[tuple[str, str], Value]
 """Section and key -> new value."""
 
-_MOST = 3  # a hand edit leaves at most this many wrong keys; with more, the config is another model's
+_MAX_WRONG_KEYS = 3  # a hand edit leaves at most this many wrong keys; with more, the config is another model's
 
 
-def fitting(match: Match, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], fits: Fits) -> str:
+def fitting_remedy(match: Match, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], fits: Fits) -> str:
     """Return the remedy for a config that does not fit its tensors; empty if no values of its keys make it fit.
 
     Args:
@@ -33,31 +33,31 @@ def fitting(match: Match, tensors: Mapping[str, TensorInfo], config: Mapping[str
     """
     shapes = {body: tensors[source].shape for source, body in match.unknown.items()}
     shapes |= {body_of(name): tensors[sources[0]].shape for name, sources in match.sources.items()}
-    shown = {(section, key): value for section, key, value in readings(shapes, config)}
-    said = {place: value for place, value in shown.items() if _stands(config, place) != value}
-    if not said or not _fit(config, said, fits):
+    readings_by_place = {(section, key): value for section, key, value in readings(shapes, config)}
+    wrong = {place: value for place, value in readings_by_place.items() if _stated_value(config, place) != value}
+    if not wrong or not _fit(config, wrong, fits):
         return ""
-    for place in list(said):
-        fewer = {other: value for other, value in said.items() if other != place}
+    for place in list(wrong):
+        fewer = {other: value for other, value in wrong.items() if other != place}
         if fewer and _fit(config, fewer, fits):
-            said = fewer
-    if len(said) > _MOST:
-        keys = ", ".join(key for _, key in said)
-        part = {section for section, _ in said}
+            wrong = fewer
+    if len(wrong) > _MAX_WRONG_KEYS:
+        keys = ", ".join(key for _, key in wrong)
+        part = {section for section, _ in wrong}
         where = f"{part.pop()} in config.json" if len(part) == 1 and not part & {"", "text_config"} else "config.json"
         return f"{where} is another model's ({keys} differ): take the one saved with these weights"
-    for place, value in said.items():
+    for place, value in wrong.items():
         if isinstance(value, Mapping):
-            found = "it is null, and " if _stands(config, place) is None else ""
+            null_note = "it is null, and " if _stated_value(config, place) is None else ""
             return (
-                f"{_path(place)} does not fit ({found}the tensors show {json.dumps(value)}): take it from the "
+                f"{_path(place)} does not fit ({null_note}the tensors show {json.dumps(value)}): take it from the "
                 "config.json saved with these weights, as no shape shows all of its values"
             )
-    edits = " and ".join(_edit(_path(place), _stands(config, place), value) for place, value in said.items())
+    edits = " and ".join(_edit(_path(place), _stated_value(config, place), value) for place, value in wrong.items())
     return f"the tensors say otherwise: in config.json set {edits}"
 
 
-def _stands(config: Mapping[str, Any], place: tuple[str, str]) -> object:
+def _stated_value(config: Mapping[str, Any], place: tuple[str, str]) -> object:
     """Return the value that a config has at a place; None if it has none."""
     section, key = place
     return (config[section] if section else config).get(key)

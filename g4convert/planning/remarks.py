@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from g4convert.checkpoint.beside import PROCESSORS
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, summed
+from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, summarize_names
 from g4convert.checkpoint.sections import sections_of
 from g4convert.checkpoint.tokens import tokens_beyond
 from g4convert.gemma4 import Architecture, Inventory, Role
@@ -88,6 +88,6 @@ def _left_behind(names: Iterable[str]) -> Iterator[str]:
     """Files that are no part of the model."""
     every = tuple(names)
     if every:
-        yield f"not part of the checkpoint and left behind: {', '.join(summed(every))}"
+        yield f"not part of the checkpoint and left behind: {', '.join(summarize_names(every))}"
     if ADAPTER_CONFIG in every or any(map(is_adapter, every)):
         yield "the adapter beside the weights is not applied: if they are its base model's, merge it first"

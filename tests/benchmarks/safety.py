@@ -51,7 +51,7 @@ def seconds(source: Path, output: Path, method: str, *, guarded: bool) -> tuple[
     with ExitStack() as off:
         if not guarded:
             off.enter_context(patch("g4convert.conversion.stream.xxh3_64", _NoDigest))
-            off.enter_context(patch("g4convert.conversion.fingerprint.sampled", lambda *_: ""))
+            off.enter_context(patch("g4convert.conversion.fingerprint.sample_weights", lambda *_: ""))
             off.enter_context(patch("g4convert.conversion.run.file_hashes", lambda *_: {}))
             for name in ("take", "check", "release"):
                 off.enter_context(patch(f"g4convert.conversion.lock.Lock.{name}", lambda _: None))

@@ -106,6 +106,6 @@ def test_numbers_that_cannot_be_are_refused_in_words(tmp_path: Path, monkeypatch
     ):
         with pytest.raises(kind, match=words):
             read_gguf(written(tmp_path, data))
-    monkeypatch.setattr(gguf, "_MOST", 100)
+    monkeypatch.setattr(gguf, "_MAX_FILE_BYTES", 100)
     with pytest.raises(InputError, match="the most that is read"):
         read_gguf(written(tmp_path, whole))

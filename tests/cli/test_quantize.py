@@ -168,8 +168,8 @@ def test_sigterm_is_an_interruption(moe: Path, tmp_path: Path) -> None:
     code = (
         "import time; from g4convert.cli import app as cli; from g4convert.conversion import stream\n"
         "from g4convert.planning import units as work\n"
-        "work._UNIT_BYTES = 1; do = stream._Worker.do\n"
-        "stream._Worker.do = lambda self, unit: (time.sleep(0.05), do(self, unit))[1]\n"
+        "work._UNIT_BYTES = 1; do = stream._UnitWorker.do\n"
+        "stream._UnitWorker.do = lambda self, unit: (time.sleep(0.05), do(self, unit))[1]\n"
         f"cli.main(['quantize', {str(moe)!r}, '-o', {str(tmp_path / 'out')!r}, '--workers', '1'])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)

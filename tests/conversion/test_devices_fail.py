@@ -84,6 +84,6 @@ def test_more_files_than_a_process_may_open(
     dense: Path, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files beyond the first few are opened for each use: source and output in many shards, byte for byte."""
-    monkeypatch.setattr(reader, "_MOST", 1)
+    monkeypatch.setattr(reader, "_MAX_OPEN_FILES", 1)
     assert run(dense, tmp_path / "out") == expected
     assert len(run(dense, tmp_path / "many", max_shard_size="50KB")) > 20

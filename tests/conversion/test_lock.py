@@ -24,11 +24,11 @@ from g4convert.progress import Progress
 
 _SLOW = (
     "import sys, time; from g4convert.cli import app as cli; from g4convert.conversion import stream\n"
-    "do = stream._Worker.do\n"
+    "do = stream._UnitWorker.do\n"
     "def slow(self, unit):\n"
     "    time.sleep({seconds})\n"
     "    return do(self, unit)\n"
-    "stream._Worker.do = slow\n"
+    "stream._UnitWorker.do = slow\n"
     "sys.argv = ['g4convert', 'quantize', {source!r}, '-o', {output!r}, '-q', '--workers', '1', '--verify', 'none', "
     "*{more!r}]\n"
     "cli.main()\n"

@@ -120,7 +120,7 @@ def test_the_sample_is_small_and_spread(checkpoints: Checkpoints, monkeypatch: p
             read.append((file, begin, len(buffer)))
             super().read_into(file, begin, buffer)
 
-    monkeypatch.setattr(choosing, "_LINEARS", 8)
+    monkeypatch.setattr(choosing, "_MAX_SAMPLED_LINEARS", 8)
     with Watching(checkpoint.path, checkpoint.weight_files) as reader:
         first = choose(plan, checkpoint, reader)
         once = list(read)

@@ -111,12 +111,12 @@ def test_a_lost_rank_ends_the_run_and_the_same_command_continues(
 ) -> None:
     dying = (
         "import os\n"
-        "do = stream._Worker.do; left = [3]\n"
+        "do = stream._UnitWorker.do; left = [3]\n"
         "def die(self, unit):\n"
         "    left[0] -= 1\n"
         "    if os.environ['RANK'] == '1' and not left[0]: os.kill(os.getpid(), 9)\n"
         "    return do(self, unit)\n"
-        "stream._Worker.do = die"
+        "stream._UnitWorker.do = die"
     )
     output = tmp_path / "two" / "out"
     done = ranked(program(moe, output, dying), tmp_path)

@@ -131,11 +131,11 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(moe: Path, tmp_path: Pa
         "import itertools, signal, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "work._UNIT_BYTES = 1\n"
-        "do, units = stream._Worker.do, itertools.count()\n"
+        "do, units = stream._UnitWorker.do, itertools.count()\n"
         "def slow(self, unit):\n"
         "    time.sleep(0.05 if next(units) < 30 else 0.5)\n"
         "    return do(self, unit)\n"
-        "stream._Worker.do = slow\n"
+        "stream._UnitWorker.do = slow\n"
         f"sys.argv = ['g4convert', 'quantize', {str(moe)!r}, '-o', {str(output)!r}, '--workers', '2']\n"
         "cli.main()\n"
     )

@@ -360,7 +360,7 @@ def test_bytes_are_synced_before_they_are_journalled(streams: Streams, monkeypat
 
 def failing_at(number: int, error: BaseException) -> Callable[..., Any]:
     """A worker that fails when it comes to a unit."""
-    do = stream._Worker.do  # noqa: SLF001 - what the test breaks
+    do = stream._UnitWorker.do  # noqa: SLF001 - what the test breaks
 
     def wrapped(self: Any, unit: Unit) -> Done:  # noqa: ANN401 - a private class
         if unit[0].name == f"copy {number}":
@@ -374,7 +374,7 @@ def failing_at(number: int, error: BaseException) -> Callable[..., Any]:
 def test_a_failing_worker_stops_the_others_and_keeps_what_is_done(
     error: Exception, streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream._Worker, "do", failing_at(7, error))  # noqa: SLF001 - as above
+    monkeypatch.setattr(stream._UnitWorker, "do", failing_at(7, error))  # noqa: SLF001 - as above
     with pytest.raises(type(error)):
         run_units(units(20), streams, alike, [Doubling], Progress(), lambda: None)
     assert read_done(tmp_path / "out", FINGERPRINT).keys() == set(range(7))
@@ -413,7 +413,7 @@ def test_a_worker_that_cannot_start_is_an_error(streams: Streams) -> None:
 
 
 def test_ctrl_c_keeps_what_is_done(streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    do = stream._Worker.do  # noqa: SLF001 - slowed down
+    do = stream._UnitWorker.do  # noqa: SLF001 - slowed down
 
     def slow(self: Any, unit: Unit) -> Done:  # noqa: ANN401 - a private class
         time.sleep(0.01)
@@ -423,7 +423,7 @@ def test_ctrl_c_keeps_what_is_done(streams: Streams, tmp_path: Path, monkeypatch
         def advance(self, *_: object) -> None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(stream._Worker, "do", slow)  # noqa: SLF001 - as above
+    monkeypatch.setattr(stream._UnitWorker, "do", slow)  # noqa: SLF001 - as above
     monkeypatch.setattr(stream, "_SYNC_SECONDS", 0.0)
     monkeypatch.setattr(stream, "_POLL_SECONDS", 0.005)
     with pytest.raises((Interrupted, KeyboardInterrupt)):

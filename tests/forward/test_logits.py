@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from g4convert.forward import logits
-from g4convert.forward.logits import Head, Made, Page, made_together
+from g4convert.forward.logits import Head, HeadLogits, Page, compute_together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 WIDTH, HIDDEN, ROWS = 300, 16, 5
 
 
-def made(weight: torch.Tensor, *, cap: float | None = None, dtype: torch.dtype = torch.float32) -> Made:
+def made(weight: torch.Tensor, *, cap: float | None = None, dtype: torch.dtype = torch.float32) -> HeadLogits:
     module = torch.nn.Linear(HIDDEN, len(weight), bias=False)
     head = Head(module, weight, cap, torch.device("cpu"))
-    return Made(head, torch.randn(ROWS, HIDDEN).to(dtype))
+    return HeadLogits(head, torch.randn(ROWS, HIDDEN).to(dtype))
 
 
 def test_each_has_the_bits_it_has_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_each_has_the_bits_it_has_alone(monkeypatch: pytest.MonkeyPatch) -> None
         "another head": made(other),
     }
     pages = {name: Page() for name in models}
-    together = made_together(models, 1, 4, pages)
+    together = compute_together(models, 1, 4, pages)
     for name, one in models.items():
         alone = one.rows(1, 4)
         assert all(torch.equal(found, wanted) for found, wanted in zip(together[name], alone, strict=True)), name
@@ -51,15 +51,15 @@ def test_a_head_that_several_share_is_cast_once(monkeypatch: pytest.MonkeyPatch)
         multiply(weight, given)
 
     monkeypatch.setattr(logits, "_multiply", counted)
-    made_together(models, 0, ROWS, {name: Page() for name in models})
+    compute_together(models, 0, ROWS, {name: Page() for name in models})
     assert casts == [shared.data_ptr(), other.data_ptr()]
 
 
 def test_several_probes_have_the_bits_that_comparing_them_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logits, "PIECE", 4 * WIDTH)
     parts = [made(torch.randn(WIDTH, HIDDEN), cap=30.0)] * 2
-    found = logits.whole(parts)
-    together = logits.joined(parts)[0]
+    found = logits.concatenate_logits(parts)
+    together = logits.join_logits(parts)[0]
     wanted = [together.rows(begin, end)[0].clone() for begin, end in logits.pieces(2 * ROWS, WIDTH)]
     assert torch.equal(found, torch.cat(wanted))
 
@@ -67,11 +67,11 @@ def test_several_probes_have_the_bits_that_comparing_them_has(monkeypatch: pytes
 def test_equal_states_are_multiplied_once() -> None:
     shared = torch.randn(WIDTH, HIDDEN).bfloat16()
     one, capped = made(shared), made(shared, cap=30.0)
-    packed = Made(one.head, one.states.clone())
-    models = {"dequantized": one, "packed": packed, "capped": Made(capped.head, one.states.clone())}
-    found = made_together(models, 0, ROWS, {name: Page() for name in models})
+    packed = HeadLogits(one.head, one.states.clone())
+    models = {"dequantized": one, "packed": packed, "capped": HeadLogits(capped.head, one.states.clone())}
+    found = compute_together(models, 0, ROWS, {name: Page() for name in models})
     assert found["packed"][0] is found["dequantized"][0]
     assert not torch.equal(found["capped"][0], found["dequantized"][0])
     packed.states[2, 3] += 1
-    again = made_together(models, 0, ROWS, {name: Page() for name in models})
+    again = compute_together(models, 0, ROWS, {name: Page() for name in models})
     assert torch.equal(again["packed"][0], packed.rows(0, ROWS)[0])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoConfig
 
-from g4convert.checkpoint.arguments import _DTYPES, ill_typed, refused
+from g4convert.checkpoint.arguments import _DTYPES, refusal_reasons, type_faults
 from g4convert.checkpoint.declared import declared_in
 from g4convert.checkpoint.entries import Entries
 from g4convert.checkpoint.sections import section_of
@@ -61,7 +61,7 @@ def test_dtypes_are_those_of_torch() -> None:
     )
 )
 def test_arguments_are_refused_as_in_compressed_tensors(given_: dict[str, Any]) -> None:
-    refusals = [*refused(given_), *ill_typed(given_)]
+    refusals = [*refusal_reasons(given_), *type_faults(given_)]
     try:
         QuantizationArgs.model_validate(given_)
     except (ValidationError, TypeError):

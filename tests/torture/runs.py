@@ -119,13 +119,13 @@ def many_small_units() -> None:
     """Let a tiny model be some hundred units, each of some milliseconds and soon in the journal: much to interrupt."""
     units._UNIT_BYTES = 20_000  # noqa: SLF001 -- no option for users
     stream._SYNC_SECONDS = stream._POLL_SECONDS = 0.002  # noqa: SLF001 -- the same
-    done = stream._Worker.do  # noqa: SLF001 -- the same
+    done = stream._UnitWorker.do  # noqa: SLF001 -- the same
 
-    def slowly(worker: stream._Worker, unit: units.Unit) -> Done:
+    def slowly(worker: stream._UnitWorker, unit: units.Unit) -> Done:
         time.sleep(0.002)
         return done(worker, unit)
 
-    stream._Worker.do = slowly  # type: ignore[method-assign]  # noqa: SLF001 -- the same
+    stream._UnitWorker.do = slowly  # type: ignore[method-assign]  # noqa: SLF001 -- the same
 
 
 def compiled(arguments: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from g4convert import __version__
 from g4convert.errors import EnvironmentFault
 from g4convert.forward.triton.bench import LayerBench
 from g4convert.forward.triton.candidates import CANDIDATES, candidates_for
-from g4convert.forward.triton.packed import ready
+from g4convert.forward.triton.packed import check_device_and_dtype
 from g4convert.forward.triton.tiles import Shape, Tile, load_table, save_table, tile_for
 from g4convert.progress import Progress
 
@@ -95,7 +95,7 @@ def autotune(
     count, place = torch.cuda.device_count(), torch.device("cuda", device)
     if count <= device:
         raise EnvironmentFault(f"autotune: {count} CUDA devices found", hint="it needs a GPU")
-    ready(place, torch.bfloat16)
+    check_device_and_dtype(place, torch.bfloat16)
     shared = float(getattr(torch.cuda.get_device_properties(place), "shared_memory_per_block_optin", math.inf))
     major, minor = torch.cuda.get_device_capability(device)
     card = Gpu(torch.cuda.get_device_name(device), major * 10 + minor, shared)
@@ -133,25 +133,27 @@ def search(
     """
     versions = {"torch": torch.__version__, "triton": triton.__version__, "g4convert": __version__}
     made_with = {"card": card.name, **versions}
-    table = _kept(path, card.capability, made_with)
+    table = _read_own_entries(path, card.capability, made_with)
     before = {shape: tile_for(shape, card.capability) for shape in shapes if shape not in table}
     tried = {
         shape: list(dict.fromkeys((*candidates_for(shape, candidates, card.shared), tile)))
         for shape, tile in before.items()
     }
-    found: dict[Shape, TileChoice] = {}
-    told = progress or Progress()
-    told.step("measuring", sum(map(len, tried.values())), "tiles")
+    choices: dict[Shape, TileChoice] = {}
+    display = progress or Progress()
+    display.step("measuring", sum(map(len, tried.values())), "tiles")
     for layer in _layers(before):
         timer = make(layer)
-        for said in timer.try_out((shape, tile) for shape in layer for tile in tried[shape]):
-            told.tick(0, f"{_name(layer)}: {said}")
+        for message in timer.try_out((shape, tile) for shape in layer for tile in tried[shape]):
+            display.tick(0, f"{_name_layer(layer)}: {message}")
         for together in _same_rows(layer):
-            found |= _choose(timer, together, tried, before)
-            told.tick(sum(len(tried[shape]) for shape in together), f"{_name(layer)}: {together[0].rows} rows timed")
-        table |= {shape: found[shape].tile for shape in layer}
+            choices |= _choose(timer, together, tried, before)
+            display.tick(
+                sum(len(tried[shape]) for shape in together), f"{_name_layer(layer)}: {together[0].rows} rows timed"
+            )
+        table |= {shape: choices[shape].tile for shape in layer}
         _write(path, card.capability, table, made_with)
-    return found
+    return choices
 
 
 def _choose(
@@ -159,7 +161,7 @@ def _choose(
 ) -> dict[Shape, TileChoice]:
     """The best tiles of products that are cut together: all are timed shortly, the best ones again."""
     quick = [{tile: timer.seconds(shape, tile, _QUICK) for tile in tried[shape]} for shape in together]
-    heights = sorted(_sums(quick), key=_sums(quick).__getitem__)[:_HEIGHTS]
+    heights = sorted(_sum_times(quick), key=_sum_times(quick).__getitem__)[:_HEIGHTS]
     if not heights:
         raise EnvironmentFault(f"autotune: no candidate runs for {', '.join(map(str, together))}")
     careful = []
@@ -167,16 +169,16 @@ def _choose(
         best = [tile for m in heights for tile in nsmallest(_OF_EACH, _of_height(times, m), key=times.__getitem__)]
         again = dict.fromkeys((*best, before[shape]))
         careful.append({tile: timer.seconds(shape, tile, _CAREFUL) for tile in again})
-    sums = _sums(careful)
+    sums = _sum_times(careful)
     height = min(sums, key=sums.__getitem__)
-    found = {}
+    choices = {}
     for shape, times, short in zip(together, careful, quick, strict=True):
         tile = min(_of_height(times, height), key=times.__getitem__)
-        found[shape] = TileChoice(tile, times[tile], before[shape], times[before[shape]], short)
-    return found
+        choices[shape] = TileChoice(tile, times[tile], before[shape], times[before[shape]], short)
+    return choices
 
 
-def _sums(seconds: Sequence[Mapping[Tile, float]]) -> dict[int, float]:
+def _sum_times(seconds: Sequence[Mapping[Tile, float]]) -> dict[int, float]:
     """Return the least time of all products together by block_m, without those at which one does not run."""
     heights = sorted({tile.block_m for times in seconds for tile in times})
     sums = {m: sum(min((t[tile] for tile in _of_height(t, m)), default=math.inf) for t in seconds) for m in heights}
@@ -202,11 +204,11 @@ def _same_rows(layer: Sequence[Shape]) -> list[list[Shape]]:
     return [[shape for shape in layer if shape.rows == rows] for rows in dict.fromkeys(shape.rows for shape in layer)]
 
 
-def _name(layer: Sequence[Shape]) -> str:
+def _name_layer(layer: Sequence[Shape]) -> str:
     return ", ".join(dict.fromkeys(f"{shape.kind} {shape.n} x {shape.k}" for shape in layer))
 
 
-def _kept(path: Path, capability: int, made_with: Mapping[str, str]) -> dict[Shape, Tile]:
+def _read_own_entries(path: Path, capability: int, made_with: Mapping[str, str]) -> dict[Shape, Tile]:
     """Return the entries of a table that were made on the same card with the same versions."""
     if not path.exists():
         return {}

@@ -75,18 +75,18 @@ class LayerBench:
         self._failed: dict[tuple[Kind, Tile], str] = {}
         self._works: dict[tuple[Kind, int], _Work] = {}
 
-    def try_out(self, wanted: Iterable[tuple[Shape, Tile]]) -> Iterator[str]:
+    def try_out(self, candidates: Iterable[tuple[Shape, Tile]]) -> Iterator[str]:
         """Run every variant once, which compiles it, and check what it computes.
 
         Args:
-            wanted: shapes and tiles that are to be timed; those that need the same variant share a run.
+            candidates: shapes and tiles that are to be timed; those that need the same variant share a run.
 
         Yields:
             After each run its number and how many there are, for a reader.
         """
         variants = list(
             dict.fromkeys(
-                (shape.kind, tile, _sample(shape.kind, count)) for shape, tile in wanted for count in _counts(shape)
+                (shape.kind, tile, _sample(shape.kind, count)) for shape, tile in candidates for count in _counts(shape)
             )
         )
         for kind, _, count in variants:  # before there are threads
@@ -102,9 +102,11 @@ class LayerBench:
         """The time of one product; infinite where the tile does not run, or computes something else."""
         if (shape.kind, tile) in self._failed:
             return math.inf
-        return geometric_mean(self._clock(self._runs(shape.kind, tile, count), repeats) for count in _counts(shape))
+        return geometric_mean(
+            self._clock(self._make_runs(shape.kind, tile, count), repeats) for count in _counts(shape)
+        )
 
-    def _runs(self, kind: Kind, tile: Tile, count: int) -> list[Callable[[], None]]:
+    def _make_runs(self, kind: Kind, tile: Tile, count: int) -> list[Callable[[], None]]:
         """Launches on different memory."""
         work, weights = self._work(kind, count), self._weights[kind]
         x = fused.by_slices(work.x)
@@ -138,8 +140,8 @@ class LayerBench:
             return work.x.double() @ dense(weight, work.x.dtype).T
         rows = []
         for pair, expert in enumerate(chosen.flatten().tolist()):
-            one = dense(Packed(weight.words[expert], weight.scale[expert]), work.x.dtype)
-            rows.append(one @ work.x[pair // work.top_k].double())
+            weight_of_expert = dense(Packed(weight.words[expert], weight.scale[expert]), work.x.dtype)
+            rows.append(weight_of_expert @ work.x[pair // work.top_k].double())
         out = torch.stack(rows)
         if kind == "gate_up":
             gate, up = out.chunk(2, -1)

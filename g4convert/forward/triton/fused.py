@@ -126,7 +126,7 @@ def moe(
     product(by_slices(x), gate_up, act, routing, first, top_k=top_k, gated=True)
     product(act, down, y, again, second, share=share.contiguous())
     block = 1024
-    with _on(x):
+    with _device_context(x):
         top_k_sum[(t, triton.cdiv(h, block))](
             y, chosen.contiguous(), out, h, e, top_k=top_k, block=block, interpreted=INTERPRETED, enable_fp_fusion=True
         )
@@ -148,7 +148,7 @@ def route(chosen: torch.Tensor, number: int, block_m: int) -> Routing:
     capacity = most_blocks(count, number, block_m)
     pairs = torch.empty(capacity, block_m, dtype=torch.int32, device=chosen.device)
     experts = torch.empty(capacity, dtype=torch.int32, device=chosen.device)
-    with _on(chosen):
+    with _device_context(chosen):
         align[(number,)](
             chosen,
             pairs,
@@ -200,7 +200,7 @@ def product(
     tile = tile.within(n)
     if routing.blocks > _MOST_BLOCKS:
         raise UsageError(f"{routing.count} rows in blocks of {tile.block_m}: a GPU takes {_MOST_BLOCKS} blocks at once")
-    with _on(x):
+    with _device_context(x):
         matmul[(triton.cdiv(n, tile.block_n), routing.blocks)](
             x,
             weight.halfwords,
@@ -259,6 +259,6 @@ def _capability(device: torch.device) -> int:
     return major * 10 + minor
 
 
-def _on(x: torch.Tensor) -> Any:  # noqa: ANN401 - two kinds of context
+def _device_context(x: torch.Tensor) -> Any:  # noqa: ANN401 - two kinds of context
     """Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()

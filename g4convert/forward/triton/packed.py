@@ -67,7 +67,9 @@ class Packed:
         return self.scale
 
 
-def takes(words: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, *, k: int, num_bits: int) -> bool:
+def fits_triton(
+    words: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, *, k: int, num_bits: int
+) -> bool:
     """Return whether the kernels read a weight: 4 bits, symmetric, groups of 32, 64 or 128 or whole rows.
 
     Args:
@@ -83,7 +85,7 @@ def takes(words: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | N
     return num_bits == 4 and zero_point is None and fits and grouped and scale.dtype in DTYPES
 
 
-def ready(device: torch.device, dtype: torch.dtype) -> None:
+def check_device_and_dtype(device: torch.device, dtype: torch.dtype) -> None:
     """Refuse where the kernels cannot run.
 
     Raises:
@@ -112,9 +114,9 @@ def check_device(device: torch.device) -> None:
         raise EnvironmentFault(f"{device}: the packed kernels need an NVIDIA GPU", hint=_REMEDY)
     triton = import_module("triton").__version__
     if [int(part) for part in findall(r"\d+", triton)[:2]] < OLDEST_TRITON:
-        wanted = ".".join(map(str, OLDEST_TRITON))
+        oldest = ".".join(map(str, OLDEST_TRITON))
         raise EnvironmentFault(
-            f"Triton {triton}: the packed kernels need {wanted}", hint=f"a newer torch brings one; {_REMEDY}"
+            f"Triton {triton}: the packed kernels need {oldest}", hint=f"a newer torch brings one; {_REMEDY}"
         )
     major, minor = torch.cuda.get_device_capability(device)
     if major * 10 + minor < OLDEST:

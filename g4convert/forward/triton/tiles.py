@@ -91,9 +91,9 @@ def tile_for(shape: Shape, capability: int) -> Tile:
     Raises:
         UsageError: G4CONVERT_TILES names a file that is not a table.
     """
-    own = os.environ.get(VARIABLE)
-    if own and (found := load_table(Path(own), capability).get(shape)):
-        return found
+    own_table = os.environ.get(VARIABLE)
+    if own_table and (own_tile := load_table(Path(own_table), capability).get(shape)):
+        return own_tile
     rows = _shipped()["fp32" if shape.wide else f"sm_{architecture(capability)}"][shape.kind]
     row = next(row for row in rows if row["rows"] is None or shape.rows <= row["rows"])
     return _tile(row).within(shape.n)

@@ -67,9 +67,9 @@ def graph_seconds(runs: Sequence[Callable[[], object]], repeats: int = 20) -> fl
     with torch.cuda.stream(side):
         runs[0]()  # compiles
         few = runs[:_LEAST_RUNS]
-        each = _event_seconds(lambda: [run() for run in few]) / len(few)
+        seconds = _event_seconds(lambda: [run() for run in few]) / len(few)
     torch.cuda.synchronize()
-    count = max(len(runs) if each < _LONG else _LEAST_RUNS, math.ceil(_GRAPH_SECONDS / each))
+    count = max(len(runs) if seconds < _LONG else _LEAST_RUNS, math.ceil(_GRAPH_SECONDS / seconds))
     graph = _graph(runs, count)
     if (once := _event_seconds(graph.replay)) < repeats * _LONG:  # launches take longer than what they launch
         count = math.ceil(count * repeats * _LONG / once)

@@ -19,7 +19,7 @@ from typing import Final
 import torch
 
 from g4convert.forward.candidate import ModelCandidate, ProbeOutputs
-from g4convert.forward.logits import HeldLogits, Page, joined, whole
+from g4convert.forward.logits import HeldLogits, Page, concatenate_logits, join_logits
 from g4convert.forward.probe import Probe
 from g4convert.names import Name
 from g4convert.progress import Progress
@@ -209,7 +209,7 @@ class _KlMeasure:
         self._reference = reference
         self._candidate = candidate
         self._probes = probes
-        logits = whole([reference.run(probe).rows for probe in probes])  # once, for every swap
+        logits = concatenate_logits([reference.run(probe).rows for probe in probes])  # once, for every swap
         self._together = HeldLogits(logits)
         self._logits = [HeldLogits(part) for part in torch.split(logits, [len(probe.scored) for probe in probes])]
         self._pages = {"reference": Page(), "candidate": Page()}
@@ -223,7 +223,7 @@ class _KlMeasure:
 
     def _kl(self, outputs: Sequence[ProbeOutputs]) -> float:
         """Return the mean KL of the candidate's outputs; probes that share a head share one matrix product."""
-        parts = joined([output.rows for output in outputs])
+        parts = join_logits([output.rows for output in outputs])
         expected, targets = self._logits, [probe.targets for probe in self._probes]
         if len(parts) < len(expected):
             expected, targets = [self._together], [torch.cat(targets)]

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import torch
 
-from g4convert.forward.logits import HeldLogits, Logits, Made, Page, Rows, joined, made_together, pieces
+from g4convert.forward.logits import HeadLogits, HeldLogits, Logits, Page, Rows, compute_together, join_logits, pieces
 from g4convert.verification.logits.scores import TokenScores, TopLogits, score, score_top, top_logits
 
 Pair: TypeAlias = tuple[str, str]
@@ -90,10 +90,10 @@ def _score_rows(
     for begin, end in pieces(len(targets), width):
         true = targets[begin:end]
         piece: dict[str, TopLogits | Rows] = {
-            name: logits.rows(begin, end) for name, logits in named.items() if not isinstance(logits, Made)
+            name: logits.rows(begin, end) for name, logits in named.items() if not isinstance(logits, HeadLogits)
         }
-        piece |= made_together(
-            {name: logits for name, logits in named.items() if isinstance(logits, Made)}, begin, end, pages
+        piece |= compute_together(
+            {name: logits for name, logits in named.items() if isinstance(logits, HeadLogits)}, begin, end, pages
         )
         for pair in pairs:
             scored[pair].append(_score_piece(piece[pair[0]], piece[pair[1]], true))
@@ -116,5 +116,5 @@ def _concatenate(parts: Sequence[_Known]) -> list[_Known]:
     top = [part for part in parts if isinstance(part, TopLogits)]
     if top:
         return [TopLogits.cat(top)]
-    plain = [part for part in parts if isinstance(part, Made | HeldLogits)]
-    return list(joined(plain))
+    plain = [part for part in parts if isinstance(part, HeadLogits | HeldLogits)]
+    return list(join_logits(plain))

@@ -11,7 +11,7 @@ import torch
 from g4convert.devices import device_of
 from g4convert.errors import GateError
 from g4convert.forward.conversations import placeholders
-from g4convert.forward.decoding import Decoder, ends
+from g4convert.forward.decoding import Decoder, end_tokens
 from g4convert.forward.media import call
 from g4convert.forward.models import Model, context_of
 from g4convert.forward.probe import Probe
@@ -80,7 +80,7 @@ def _generate(model: Model, prompt: Probe, max_new_tokens: int) -> tuple[torch.T
     never chosen: a probe with one in its answer could not be run again.
     """
     barred = torch.tensor(placeholders(model.config), dtype=torch.int64)
-    last = torch.tensor(ends(model))
+    last = torch.tensor(end_tokens(model))
     going = torch.ones(len(prompt.response), dtype=torch.bool)
     lengths, most = prompt.attended.view(prompt.response.shape).sum(dim=1), context_of(model.config)
     decoder = Decoder(model, prompt.arguments)

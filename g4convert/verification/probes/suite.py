@@ -22,7 +22,7 @@ import torch
 
 from g4convert.errors import UsageError
 from g4convert.forward.conversations import Conversation, Frame, frame_of
-from g4convert.forward.decoding import padded
+from g4convert.forward.decoding import pad
 from g4convert.forward.models import Config, Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4 import is_drafter
@@ -98,7 +98,7 @@ def digest(probes: Iterable[Probe]) -> str:
 
 def pad_left(name: str, bucket: str, rows: Sequence[tuple[Sequence[int], Sequence[int]]], config: Config) -> Probe:
     """Return one probe of questions and answers of different lengths, padded on the left as for generation."""
-    arguments = padded([[*question, *answer] for question, answer in rows], config)
+    arguments = pad([[*question, *answer] for question, answer in rows], config)
     width = arguments["input_ids"].shape[1]
     answers = torch.tensor([[False] * (width - len(answer)) + [True] * len(answer) for _, answer in rows])
     return Probe.of(name, bucket, arguments, answers)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
-from g4convert.checkpoint.arguments import ill_typed, refused
+from g4convert.checkpoint.arguments import refusal_reasons, type_faults
 from g4convert.checkpoint.files import part
 from g4convert.verification.static.config import short
 
@@ -68,7 +68,7 @@ def _cache(said: object) -> Iterator[tuple[str, str, str]]:
     if not isinstance(said, Mapping):
         yield "kv_cache_scheme", f"{short(said)}: no engine starts with it", "a scheme that is written out, or null"
         return
-    if faults := [*refused(said), *ill_typed(said)]:
+    if faults := [*refusal_reasons(said), *type_faults(said)]:
         yield "kv_cache_scheme: arguments", f"{faults[0]}: transformers stops", "arguments of compressed-tensors"
     is_fp8 = said.get("type") == "float" and said.get("num_bits") == 8
     shared = any(said.get("strategy") == one for one in ("tensor", "attn_head"))

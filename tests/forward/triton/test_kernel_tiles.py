@@ -74,7 +74,7 @@ def weight(n: int = 32, k: int = 64, groups: int = 2, num_bits: int = 4, *, zero
 
 
 def is_taken(w: PackedWeight) -> bool:
-    return packed.takes(w.words, w.scale, w.zero_point, k=w.k, num_bits=w.num_bits)
+    return packed.fits_triton(w.words, w.scale, w.zero_point, k=w.k, num_bits=w.num_bits)
 
 
 def test_what_the_kernels_take() -> None:
@@ -131,7 +131,7 @@ def test_a_gpu_that_cannot_is_one_error_with_a_way_on(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Old Card")
     with pytest.raises(EnvironmentFault, match=message) as error:
-        packed.ready(torch.device("cuda", 0), torch.bfloat16)
+        packed.check_device_and_dtype(torch.device("cuda", 0), torch.bfloat16)
     assert "--device cpu" in error.value.hint
 
 

@@ -30,7 +30,7 @@ def test_whose_prompts_they_are() -> None:
 
 def test_the_speed_of_the_machine_is_measured_only_where_it_can_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = list[float]()
-    monkeypatch.setattr(cost, "_speed", lambda: measured.append(2e9) or measured[-1])
+    monkeypatch.setattr(cost, "_measure_speed", lambda: measured.append(2e9) or measured[-1])
     assert ComparisonCost(2.9e11, 1000, 8, 12).line("own").endswith("of memory")
     assert not measured
     assert ComparisonCost(3.1e11, 1000, 8, 12).line("own").endswith("of memory")

@@ -10,7 +10,7 @@ from helpers.prompts import first_of_each
 
 from g4convert.forward.candidate import ModelCandidate, ProbeOutputs, run_all
 from g4convert.forward.load import load
-from g4convert.forward.logits import Head, HeldLogits, Made, Page
+from g4convert.forward.logits import Head, HeadLogits, HeldLogits, Page
 from g4convert.forward.probe import Probe
 from g4convert.report import Report
 from g4convert.verification import gates, profiles
@@ -307,7 +307,7 @@ def test_logits_are_made_piece_by_piece_and_once_for_all_pairs(monkeypatch: pyte
     head = Head(linear, linear.weight.detach(), 30.0, torch.device("cpu"))
     states = {name: [drawn(5, 16, seed=n), drawn(4, 16, seed=n + 9)] for n, name in enumerate("abc")}
     targets = [torch.arange(5), torch.arange(4)]
-    named = {name: [Made(head, part) for part in parts] for name, parts in states.items()}
+    named = {name: [HeadLogits(head, part) for part in parts] for name, parts in states.items()}
     monkeypatch.setattr("g4convert.forward.logits.PIECE", 3 * VOCABULARY)
     monkeypatch.setattr("g4convert.forward.logits._BLOCK", 7 * 16)
     done: list[int] = []
