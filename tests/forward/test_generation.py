@@ -321,7 +321,7 @@ def test_a_gpu_is_tuned_and_says_the_same(
     table = tmp_path / "tiles.json"
     monkeypatch.setenv(tiles.VARIABLE, "")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr("g4convert.forward.triton.autotune.Bench", MadeUp)
+    monkeypatch.setattr("g4convert.forward.triton.autotune.LayerBench", MadeUp)
     monkeypatch.setattr("g4convert.progress._LINE_SECONDS", 0.0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: None)
