@@ -1,8 +1,8 @@
 """Reads weight files at offsets, from any thread; used to quantize and to verify.
 
-The first `_MAX_OPEN_FILES` files stay open: by default a process may have only 1024 open files, and a checkpoint can have 10,000
-shards. Other files are opened for each use, which costs some microseconds for 16 MiB. Names are resolved in the
-directory as it was opened, so that a directory moved meanwhile stays the same.
+The first `_MAX_OPEN_FILES` files stay open: by default a process may have only 1024 open files, and a checkpoint can
+have 10,000 shards. Other files are opened for each use, which costs some microseconds for 16 MiB. Names are resolved in
+the directory as it was opened, so that a directory moved meanwhile stays the same.
 """
 
 import os
