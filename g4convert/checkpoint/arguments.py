@@ -79,7 +79,7 @@ def implied_strategy(group_size: int | None) -> str | None:
 
 
 def refusal_reasons(arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why compressed-tensors refuses quantization arguments, one reason a line; `ill_typed` has other types."""
+    """Yield why compressed-tensors refuses quantization arguments, one reason a line; `type_faults` has other types."""
     yield from (f"{key!r:.40} is no key of compressed-tensors" for key in arguments if key not in _KEYS)
     yield from (f"{key} is null" for key in _NEVER_NULL if key in arguments and arguments[key] is None)
     yield from _check_other_keys(arguments)

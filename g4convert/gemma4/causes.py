@@ -9,8 +9,8 @@
     layers beyond the last, and gaps         layers were removed, and the others kept their numbers
     only dtypes                              the model is to be saved again
 
-If no cause is proved, `fitting` may find the config key that does not fit. If no key is found, and every fault is an
-unknown tensor, the model is whole without these (`spare`).
+If no cause is proved, `fitting_remedy` may find the config key that does not fit. If no key is found, and every fault
+is an unknown tensor, the model is whole without these (`spare`).
 """
 
 from collections.abc import Collection, Iterable, Sequence

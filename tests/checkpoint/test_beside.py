@@ -80,7 +80,7 @@ def test_what_is_no_regular_file_is_not_carried(model: Path, pattern: str) -> No
     ("pattern", "less"),
     [("*.png", {"a.png"}), ("**/*.png", {"a.png", "sub/b.png"}), ("sub", {"sub/b.png"}), ("sub/", {"sub/b.png"})],
 )
-def test_leave(model: Path, pattern: str, less: set[str]) -> None:
+def test_what_a_pattern_of_leave_matches_is_not_carried(model: Path, pattern: str, less: set[str]) -> None:
     assert carried(model, leave=(pattern,)) == PLAIN - less
 
 

@@ -34,7 +34,7 @@ def header(**changes: object) -> dict[str, object]:
     return {"a": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12], **changes}}
 
 
-def test_open(model: Path) -> None:
+def test_an_opened_checkpoint_has_config_files_and_the_place_of_every_tensor(model: Path) -> None:
     checkpoint = Checkpoint.open(model)
     assert checkpoint.config == CONFIG
     assert checkpoint.config_bytes == (model / "config.json").read_bytes()
@@ -268,7 +268,7 @@ SABOTAGE: dict[str, tuple[Damage, type[InputError], list[str]]] = {
 
 
 @pytest.mark.parametrize("damage", SABOTAGE)
-def test_refusal(model: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_refused_and_not_touched(model: Path, damage: str) -> None:
     sabotage, kind, words = SABOTAGE[damage]
     sabotage(model)
     before = sorted(model.iterdir())
@@ -291,7 +291,9 @@ def test_refusal(model: Path, damage: str) -> None:
         ("x.gguf", UnsupportedError, "GGUF"),
     ],
 )
-def test_not_a_directory(model: Path, name: str, kind: type[InputError], words: str) -> None:
+def test_what_is_no_directory_is_named_for_what_it_is(
+    model: Path, name: str, kind: type[InputError], words: str
+) -> None:
     (model.parent / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(kind, match=words) as caught:
         Checkpoint.open(model.parent / name)
@@ -309,7 +311,7 @@ def test_the_directory_of_a_file_is_named_if_it_holds_a_checkpoint(model: Path) 
     assert hints == {ONE: f"pass {model}", "mine.jsonl": "pass the directory that holds config.json"}
 
 
-def test_unreadable(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 
     def refuse(path: Path, flags: int) -> int:

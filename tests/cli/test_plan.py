@@ -126,7 +126,7 @@ def test_plan_says_which_files_are_larger_than_asked(text: Path, g4convert: Prog
     )
 
 
-def test_inspect(moe: Path, g4convert: Program) -> None:
+def test_inspect_names_the_family_and_its_parts(moe: Path, g4convert: Program) -> None:
     text = g4convert("inspect", moe).out
     assert "Gemma 4 MoE" in text
     assert "vision_tower" in text

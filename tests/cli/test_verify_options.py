@@ -73,7 +73,7 @@ def test_defaults_hold_where_nothing_is_given_and_help_prints_them(g4convert: Pr
     assert f"(default {DEFAULTS.engine_timeout:g})" in text
 
 
-def test_requests() -> None:
+def test_the_last_level_follows_from_the_reference_and_the_engine() -> None:
     from pathlib import Path  # noqa: PLC0415 -- for a type only elsewhere
 
     out = Path("out")

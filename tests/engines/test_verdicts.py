@@ -83,7 +83,7 @@ ROWS = (
 
 
 @pytest.mark.parametrize("case", ROWS, ids=lambda case: f"{case[0]} {case[1]} {case[2]} {case[3]}")
-def test_verdict(case: Row) -> None:
+def test_an_engine_loads_what_its_limits_allow(case: Row) -> None:
     size, options, engine, tp, loads, texts = case
     found = verdict(thin(size, options), engine, tp)
     lines = [one.line for one in found.told]

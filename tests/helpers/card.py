@@ -1,7 +1,11 @@
-"""A GPU that is pretended: tensors that say they are on `cuda:0`, compute on the CPU, and refuse what a GPU refuses.
+"""A pretended GPU for single functions: tensors on `cuda:0` that compute on the CPU and refuse what a GPU refuses.
 
 An operation on such a tensor and one of the CPU is an error, and so is `numpy()` of such a tensor. Code that forgets to
 move something therefore fails here, too, where there is no GPU. Nothing is said of speed, or of the last bits of sums.
+
+It works on torch's functions as Python calls them. So it also refuses any operation outside of `OnCard`, such as one in
+another thread, which `elsewhere` lets pass. But it cannot run a model, and `torch.cuda` still reports no GPU: for these
+there is `elsewhere`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
-"""A GPU that is not there: tensors that say they are on `cuda:0`, and the CPU computes.
+"""A pretended GPU for whole programs: tensors that say they are on `cuda:0`, and the CPU computes.
 
 What a machine without a GPU cannot show is speed and CUDA's rounding. What it can show is placement: here as there, an
 operation on tensors of two devices is an error, and so is reading values of one that was not brought to the CPU. The
 numbers are those of the CPU, bit for bit, so whole verifications can be compared.
+
+It works below torch's functions, in the dispatcher. So models with hooks, views and attention run, and `torch.cuda`
+reports one GPU, which `card` cannot do. It does not notice an operation that is left out of its context: for single
+functions there is `card`.
 
     Elsewhere    a tensor without memory of its own, around one of the CPU
     elsewhere    inside, `.to("cuda")`, `torch.zeros(device="cuda")` and the like make these

@@ -414,7 +414,9 @@ class Cuda:
 
 @pytest.mark.parametrize("seconds", [3e-6, 4e-5, 1.1e-4, 2e-3])
 @pytest.mark.parametrize("repeats", [3, 20])
-def test_a_run_takes_what_it_takes(seconds: float, repeats: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_run_is_measured_whatever_a_launch_costs(
+    seconds: float, repeats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cuda = Cuda(seconds)
 
     class Graph(Counter[int]):

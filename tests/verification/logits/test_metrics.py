@@ -267,13 +267,13 @@ def test_states_of_other_shapes_have_nothing_in_common() -> None:
     assert compared([(one, outputs(one), fewer)]).embedders[0].sqnr == -float("inf")
 
 
-def test_cosine() -> None:
+def test_the_cosine_of_rows_is_that_of_torch() -> None:
     a = drawn(5, 30).double()
     assert torch.allclose(cosine(a, -2 * a), torch.tensor(-1.0).double())
     assert torch.allclose(cosine(a, drawn(5, 30, seed=2).double()), torch.cosine_similarity(a, drawn(5, 30, seed=2)))
 
 
-def test_routers() -> None:
+def test_routers_are_compared_by_the_experts_that_both_choose() -> None:
     sums = RouterSums(6)
     sums.add(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[1, 0], [2, 5]]))
     found = sums.metrics("layers.0")

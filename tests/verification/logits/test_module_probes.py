@@ -105,7 +105,7 @@ EMBEDDERS = {"unified": 2, "e2b": 2, "moe": 1, "text": 0}
 
 
 @pytest.mark.parametrize(("family", "dtype"), diagonal(EMBEDDERS, DTYPES))
-def test_embedders(family: str, dtype: str, request: pytest.FixtureRequest) -> None:
+def test_a_wrong_norm_of_an_embedder_is_named(family: str, dtype: str, request: pytest.FixtureRequest) -> None:
     directory, names = request.getfixturevalue(family), EMBEDDERS[family]
     reference, candidate = (model.model for model in models(directory, dtype))
     found = list(check_embedders(reference, candidate, limit=LIMITS[dtype]))

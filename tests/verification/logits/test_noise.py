@@ -77,7 +77,7 @@ def test_floor_of_a_model_lets_something_be_told(dense: Path, dense_model: Model
     assert len(plain["layers"]) == 4
 
 
-def test_worse() -> None:
+def test_which_of_two_values_is_worse_depends_on_the_metric() -> None:
     assert is_worse("kl_mean", 2, 1)
     assert is_worse("top1_agreement", 0.9, 1)
     assert is_worse("ppl_ratio", 0.9, 1.05)

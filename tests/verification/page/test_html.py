@@ -246,7 +246,7 @@ def test_a_policy_forbids_scripts_and_requests() -> None:
 
 
 @pytest.mark.parametrize("verdict", ["pass", "warn", "inconclusive", "fail"])
-def test_verdicts(verdict: str) -> None:
+def test_the_page_begins_with_the_verdict(verdict: str) -> None:
     finding = Finding("static.ignore", Severity(verdict), "ignore", "something", "")
     markup = page(Report((finding,), ("static",), {}, "out").to_dict())
     assert f'<div class="verdict {verdict}">' in markup
@@ -301,7 +301,7 @@ def test_equal_is_drawn_and_said() -> None:
     assert "parity: 100 % of tokens with KL below" in text
 
 
-def test_numbers() -> None:
+def test_numbers_are_short_and_exact_integers_whole() -> None:
     given = (0.0, 1.0, 1234567.0, 2000, 0.00012345, -3.5, 1e-12, "inf", "nan", None, 0.5)
     found = "0 1 1.235e6 2,000 0.0001234 \u22123.5 1e\u221212 \u221e \u2013 \u2013 0.5"
     assert " ".join(number(value) for value in given) == found

@@ -315,7 +315,7 @@ def test_progress_counts_every_byte_once(packed_moe: Path, moe: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "usual"), [("mse", 1.05), ("minmax", 1.05), ("lattice", 1.05), (None, 4), ("gptq", 4)]
 )
-def test_bands(method: str | None, usual: float) -> None:
+def test_a_method_that_is_not_stated_may_err_as_much_as_gptq(method: str | None, usual: float) -> None:
     band = band_of(method)
     assert band.usual == usual
     assert band.fit < band.usual < band.limit
