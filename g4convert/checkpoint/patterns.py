@@ -46,7 +46,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def _places_after(parts: list[str], place: int, name: str) -> tuple[int, ...]:
-    """The places in a pattern after one more part of a name; behind its end stands all that a directory holds."""
+    """Return the places in a pattern after one more part of a name; behind its end is all that a directory has."""
     if place == len(parts) or parts[place] == _ANY:
         return () if name.startswith(".") else (place,)
     hidden = name.startswith(".") and not parts[place].startswith(".")
@@ -54,7 +54,7 @@ def _places_after(parts: list[str], place: int, name: str) -> tuple[int, ...]:
 
 
 def _skip_any(places: set[int], parts: list[str]) -> set[int]:
-    """Places, and those after a `**`, which may stand for nothing."""
+    """Return places, and those after a `**`, which may stand for nothing."""
     reached = set(places)
     for place in range(len(parts)):
         if place in reached and parts[place] == _ANY:

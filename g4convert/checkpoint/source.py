@@ -156,7 +156,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
 
 
 def _fetch(repo: str, revision: str | None, state: str) -> Path:
-    """Download a snapshot; raise an error with the reason if that fails. `state`: how much of it is in the cache."""
+    """Download a snapshot; raise an error with the reason if that fails; `state` is how much of it is in the cache."""
     from huggingface_hub import constants, errors, snapshot_download  # noqa: PLC0415 -- slow to import
 
     page = f"{constants.ENDPOINT}/{repo}"  # of a mirror, where HF_ENDPOINT names one

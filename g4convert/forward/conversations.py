@@ -118,7 +118,7 @@ def _message(entry: object) -> dict[str, str]:
 
 
 def frame_of(directory: Path, config: Config) -> "Frame":
-    """The frame of a checkpoint: its tokenizer with or without chat template, or none.
+    """Return the frame of a checkpoint: its tokenizer with or without chat template, or none.
 
     Raises:
         InputError: the tokenizer is not of the model's vocabulary.
@@ -138,18 +138,18 @@ def frame_of(directory: Path, config: Config) -> "Frame":
 
 
 def _special_ids(config: Config) -> frozenset[int]:
-    """Ids with a meaning of their own: media placeholders, padding, and the like."""
+    """Return the ids with a meaning of their own: media placeholders, padding, and the like."""
     kinds = ("pad", "bos", "eos", "image", "audio", "video", "boi", "eoi", "boa")
     return _ids_under(config, ("eoa_token_index", *(f"{kind}_token_id" for kind in kinds)))
 
 
 def placeholders(config: Config) -> list[int]:
-    """Ids that stand for a soft token of a picture, a sound or a video."""
+    """Return the ids that stand for a soft token of a picture, a sound or a video."""
     return sorted(_ids_under(config, [f"{kind}_token_id" for kind in ("image", "audio", "video")]))
 
 
 def _ids_under(config: Config, keys: Iterable[str]) -> frozenset[int]:
-    """The ids that a config has under some keys."""
+    """Return the ids that a config has under some keys."""
     named = [getattr(owner, key, None) for key in keys for owner in (config, config.get_text_config())]
     return frozenset(
         id_ for entry in named for id_ in (entry if isinstance(entry, list) else [entry]) if id_ is not None

@@ -127,7 +127,7 @@ def _refuse(path: Path, problems: list[Misfit]) -> None:
 
 
 def _decoder_infos(infos: Mapping[str, TensorInfo], architecture: Architecture) -> dict[str, TensorInfo]:
-    """The tensors of a multimodal checkpoint that are not known as a tower's or an embedder's."""
+    """Return the tensors of a multimodal checkpoint that are not known as a tower's or an embedder's."""
     match = match_names(infos, architecture)
     media = {
         source for name, sources in match.sources.items() if architecture.text_name(name) is None for source in sources
@@ -189,7 +189,7 @@ def _is_embedding(contents: Contents, files: TensorFiles, head: torch.Tensor) ->
 
 
 def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, device: torch.device) -> Model:
-    """The model on meta; only buffers that no checkpoint stores have memory and values, those of the CPU."""
+    """Return the model on meta; only buffers that no checkpoint stores have memory and values, those of the CPU."""
     config = read_config(path)
     with quiet_transformers():
         if architecture.model_type != config.model_type:

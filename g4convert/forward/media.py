@@ -60,7 +60,7 @@ def takes(config: Config, kind: str) -> bool:
 def pictures(
     config: Config, sizes: Sequence[tuple[int, int]], generator: torch.Generator, *, padding: int = 0
 ) -> Media:
-    """Pictures of coloured cells.
+    """Return pictures of coloured cells.
 
     Args:
         config: config of the model.
@@ -96,7 +96,7 @@ def video(config: Config, frames: int, size: tuple[int, int], generator: torch.G
 
 
 def sounds(config: Config, lengths: Sequence[int], generator: torch.Generator, *, padding: int = 0) -> Media:
-    """Rows of notes.
+    """Return rows of notes.
 
     Args:
         config: config of the model.
@@ -152,13 +152,13 @@ def _draw(
 
 
 def _mels(notes: torch.Tensor, bins: int) -> torch.Tensor:
-    """Log-mel frames [notes, bins]: silence with a peak whose place is the note."""
+    """Return log-mel frames [notes, bins]: silence with a peak whose place is the note."""
     centres = (notes[:, None] + 0.5) * bins / len(_NOTES)
     return 3 * torch.exp(-(((torch.arange(bins) - centres) / (bins / 16)) ** 2)) - 1
 
 
 def _waves(notes: torch.Tensor, samples: int) -> torch.Tensor:
-    """Frames of a sine [notes, samples]; each note has a whole number of periods in a frame."""
+    """Return frames of a sine [notes, samples]; each note has a whole number of periods in a frame."""
     return torch.sin(2 * torch.pi * (notes[:, None] + 3) * torch.arange(samples) / samples)
 
 
@@ -170,7 +170,7 @@ def call(model: Model, arguments: Mapping[str, Any], *, use_cache: bool) -> Any:
 
 
 def videos_encoded(model: Model, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a forward in which videos are as this release of transformers takes them.
+    """Return arguments of a forward in which videos are as this release of transformers takes them.
 
     Releases that ask for `num_frames_per_video` have the frames of all videos in one row. Their `forward` does not
     hand it on until 5.23 and so always raises (5.22.2); videos are encoded here, by the model's own method, in all of

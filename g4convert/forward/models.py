@@ -30,7 +30,7 @@ Config: TypeAlias = Any
 
 
 def model_class(model_type: str) -> ModelClass:
-    """The transformers class that loads a whole checkpoint of this model type.
+    """Return the transformers class that loads a whole checkpoint of this model type.
 
     Raises:
         UnsupportedError: not a Gemma 4 model type.
@@ -67,7 +67,7 @@ def read_config(directory: Path) -> Config:
 
 
 def context_of(config: Config) -> int:
-    """The most tokens that a model reads and writes at a time."""
+    """Return the most tokens that a model reads and writes at a time."""
     return int(config.get_text_config().max_position_embeddings)
 
 
@@ -102,7 +102,7 @@ def cache_name(model: Model) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and load reports inside; the strict checks here say more."""
+    """Turn progress bars and load reports off while inside; the strict checks here say more."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

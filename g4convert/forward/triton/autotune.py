@@ -159,7 +159,7 @@ def search(
 def _choose(
     timer: LayerBench, together: Sequence[Shape], tried: Mapping[Shape, Sequence[Tile]], before: Mapping[Shape, Tile]
 ) -> dict[Shape, TileChoice]:
-    """The best tiles of products that are cut together: all are timed shortly, the best ones again."""
+    """Return the best tiles of products that are cut together: all are timed shortly, the best ones again."""
     quick = [{tile: timer.seconds(shape, tile, _QUICK) for tile in tried[shape]} for shape in together]
     heights = sorted(_sum_times(quick), key=_sum_times(quick).__getitem__)[:_HEIGHTS]
     if not heights:
@@ -190,7 +190,7 @@ def _of_height(tiles: Iterable[Tile], block_m: int) -> list[Tile]:
 
 
 def _layers(shapes: Iterable[Shape]) -> list[list[Shape]]:
-    """Shapes of the same weights: the products of one layer, or a linear by itself, for all numbers of rows."""
+    """Return shapes of the same weights: the products of one layer, or a linear by itself, for all numbers of rows."""
     layers: dict[tuple[object, ...], list[Shape]] = {}
     for shape in shapes:
         sizes = (shape.n, shape.k) if shape.kind == "linear" else tuple(sorted((shape.n, shape.k)))
@@ -200,7 +200,7 @@ def _layers(shapes: Iterable[Shape]) -> list[list[Shape]]:
 
 
 def _same_rows(layer: Sequence[Shape]) -> list[list[Shape]]:
-    """Shapes of a layer that run together: they are cut together."""
+    """Return the shapes of a layer that run together: they are cut together."""
     return [[shape for shape in layer if shape.rows == rows] for rows in dict.fromkeys(shape.rows for shape in layer)]
 
 

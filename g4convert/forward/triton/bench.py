@@ -99,7 +99,7 @@ class LayerBench:
             yield f"{done} of {len(variants)} variants compiled"
 
     def seconds(self, shape: Shape, tile: Tile, repeats: int) -> float:
-        """The time of one product; infinite where the tile does not run, or computes something else."""
+        """Return the seconds of one product; infinite where the tile does not run, or computes something else."""
         if (shape.kind, tile) in self._failed:
             return math.inf
         return geometric_mean(
@@ -107,7 +107,7 @@ class LayerBench:
         )
 
     def _make_runs(self, kind: Kind, tile: Tile, count: int) -> list[Callable[[], None]]:
-        """Launches on different memory."""
+        """Return launches on different memory."""
         work, weights = self._work(kind, count), self._weights[kind]
         x = fused.by_slices(work.x)
         routes = [self._route(work, tile, chosen) for chosen in work.chosen]
@@ -133,7 +133,7 @@ class LayerBench:
         return (kind, tile), "" if error <= _BOUND else f"relative error {error:.0e}"
 
     def _expected(self, kind: Kind, count: int) -> torch.Tensor:
-        """A product in float64, [count, n]."""
+        """Return a product in float64, [count, n]."""
         work, weight = self._work(kind, count), self._weights[kind][0]
         chosen = work.chosen[0]
         if chosen is None:
@@ -182,7 +182,7 @@ def _launch(
 
 
 def _counts(shape: Shape) -> list[int]:
-    """Pairs, or rows, of the products that a shape stands for."""
+    """Return the numbers of pairs, or rows, of the products that a shape stands for."""
     if shape.kind == "linear":
         return [shape.rows]
     if shape.rows > 1:
@@ -191,7 +191,7 @@ def _counts(shape: Shape) -> list[int]:
 
 
 def _sample(kind: Kind, count: int) -> int:
-    """The fewest rows for which Triton compiles what it compiles for `count`: 1 and multiples of 16 are special."""
+    """Return the fewest rows with the same compiled kernel as `count`: 1 and multiples of 16 are special."""
     if count == 1:
         return 1
     whole = count % 16 == 0

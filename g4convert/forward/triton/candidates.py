@@ -21,7 +21,7 @@ _FEW, _REGISTERS = 32, 150
 
 
 def layer_shapes(h: int, i: int, e: int, top_k: int, group: int, tokens: Sequence[int] = TOKENS) -> list[Shape]:
-    """The two products of a layer of experts.
+    """Return the two products of a layer of experts.
 
     Args:
         h: hidden size.
@@ -37,17 +37,17 @@ def layer_shapes(h: int, i: int, e: int, top_k: int, group: int, tokens: Sequenc
 
 
 def linear_shapes(n: int, k: int, group: int, tokens: Sequence[int] = TOKENS) -> list[Shape]:
-    """The products of a linear [n, k], `group` weights sharing a scale."""
+    """Return the products of a linear [n, k], `group` weights sharing a scale."""
     return [Shape("linear", 1, n, k, min(group, k), _bucket(t)) for t in tokens]
 
 
 def _bucket(rows: int) -> int:
-    """The power of two under which a table has so many rows."""
+    """Return the power of two under which a table has so many rows."""
     return 1 << (rows - 1).bit_length()
 
 
 def candidates_for(shape: Shape, candidates: Sequence[Tile], shared: float = math.inf) -> list[Tile]:
-    """Tiles that can be good for a shape.
+    """Return tiles that can be good for a shape.
 
     Left out are those that
 

@@ -166,7 +166,7 @@ def route(chosen: torch.Tensor, number: int, block_m: int) -> Routing:
 
 
 def by_slices(x: torch.Tensor) -> torch.Tensor:
-    """Rows [t, k] with feature 4j + i moved to column i * k/4 + j."""
+    """Return rows [t, k] with feature 4j + i moved to column i * k/4 + j."""
     return x.reshape(len(x), -1, 4).transpose(1, 2).reshape(len(x), -1)
 
 
@@ -226,7 +226,7 @@ def product(
 
 
 def constants(tile: Tile, *, k: int, groups: int, gated: bool, capability: int) -> dict[str, Any]:
-    """The compile-time arguments of `matmul` that follow from a tile, a weight and a GPU."""
+    """Return the compile-time arguments of `matmul` that follow from a tile, a weight and a GPU."""
     block_h = tile.block_k // 4
     unfenced = capability in _WGMMA and tile.num_warps >= _WARPS_OF_WGMMA and not (FENCES or INTERPRETED)
     return {
@@ -260,5 +260,5 @@ def _capability(device: torch.device) -> int:
 
 
 def _device_context(x: torch.Tensor) -> Any:  # noqa: ANN401 - two kinds of context
-    """Triton launches on the current device."""
+    """Return a context that makes the device of `x` current, as Triton launches on that."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()

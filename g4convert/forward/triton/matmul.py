@@ -58,7 +58,7 @@ def assembly(dtype: tl.dtype, i: int, scaled: bool) -> str:  # noqa: FBT001 - in
 
 @triton.constexpr_function
 def fenced(pack: int) -> str:
-    """PTX that passes halfwords on, and before it what was copied to shared memory on to wgmma.
+    """Return PTX that passes halfwords on, and before it what was copied to shared memory on to wgmma.
 
     wgmma reads shared memory by another way than copies write it, and may find there what was before. Triton before
     3.7.1 leaves the fence between them out. It has to come after the copies have arrived, as the words have, and before
@@ -73,13 +73,13 @@ def fenced(pack: int) -> str:
 
 @triton.constexpr_function
 def passed(pack: int) -> str:
-    """Registers of `fenced`: as many out as in."""
+    """Return the registers of `fenced`: as many out as in."""
     return ",".join(["=r"] * (pack // 2) + ["r"] * (pack // 2))
 
 
 @triton.jit
 def nearest(value: tl.tensor, dtype: tl.constexpr, interpreted: tl.constexpr) -> tl.tensor:
-    """Floats rounded to a dtype, to nearest and even. THE place for the interpreter's bf16.
+    """Return floats rounded to a dtype, to nearest and even. THE place for the interpreter's bf16.
 
     The interpreter keeps bf16 as uint16: it widens that right and cuts off when it narrows, and any arithmetic on it
     works on the bits. So it computes in float32, on values that this has rounded, and cutting off is exact.
@@ -96,7 +96,7 @@ def nearest(value: tl.tensor, dtype: tl.constexpr, interpreted: tl.constexpr) ->
 def _weight(
     halfwords: tl.tensor, scale: tl.tensor, i: tl.constexpr, dtype: tl.constexpr, interpreted: tl.constexpr
 ) -> tl.tensor:
-    """Slice i of a tile of weights, [rows, block_h]; a scale of None is left for the sums."""
+    """Return slice i of a tile of weights, [rows, block_h]; a scale of None is left for the sums."""
     if interpreted or dtype == tl.float32:
         weight = (((halfwords >> (4 * i)) & 15) - 8).to(tl.float32)
         if scale is not None:
@@ -115,7 +115,7 @@ def _weight(
 
 @triton.jit
 def _read(at: tl.tensor, inside: tl.tensor, even: tl.constexpr) -> tl.tensor:
-    """A tile; zeros where it is not inside."""
+    """Return a tile; zeros where it is not inside."""
     return tl.load(at) if even else tl.load(at, mask=inside, other=0)
 
 
@@ -133,7 +133,7 @@ def _scales(
     dtype: tl.constexpr,
     interpreted: tl.constexpr,
 ) -> tl.tensor:
-    """The scale of each halfword of a tile, [rows, block_h] or [rows, 1]; None where a row has only one."""
+    """Return the scale of each halfword of a tile, [rows, block_h] or [rows, 1]; None where a row has only one."""
     if group_h == 0:
         some = None
     elif group_h >= block_h:
@@ -149,7 +149,7 @@ def _scales(
 
 @triton.jit
 def _tokens(at: tl.tensor, inside: tl.tensor, interpreted: tl.constexpr) -> tl.tensor:
-    """A tile of activations; zeros where it is not inside. bf16 must not reach the interpreter's dot."""
+    """Return a tile of activations; zeros where it is not inside. bf16 must not reach the interpreter's dot."""
     tile = tl.load(at, mask=inside, other=0)
     return tile.to(tl.float32) if interpreted else tile
 
@@ -158,7 +158,7 @@ def _tokens(at: tl.tensor, inside: tl.tensor, interpreted: tl.constexpr) -> tl.t
 def _rows(
     pairs: tl.tensor, experts: tl.tensor, count: tl.tensor, block: tl.tensor, block_m: tl.constexpr, route: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """The expert of a block, negative for none, and the pairs in it, [block_m]; `count` or more for none."""
+    """Return the expert of a block, negative for none, and the pairs in it, [block_m]; `count` or more for none."""
     place = tl.arange(0, block_m)
     if route == "sorted":
         return tl.load(experts + block), tl.load(pairs + block * block_m + place)
@@ -176,7 +176,7 @@ def _gelu(x: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _by_slices(tile: tl.tensor, block_n: tl.constexpr, block_m: tl.constexpr) -> tl.tensor:
-    """Rows 4j + i of a tile [block_n, block_m] moved to i * block_n/4 + j."""
+    """Return rows 4j + i of a tile [block_n, block_m] moved to i * block_n/4 + j."""
     split = tl.reshape(tile, [block_n // 4, 4, block_m])
     return tl.reshape(tl.permute(split, [1, 0, 2]), [block_n, block_m])
 

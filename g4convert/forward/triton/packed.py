@@ -61,7 +61,7 @@ class Packed:
         return self.words.view(torch.int16)
 
     def by_groups(self) -> torch.Tensor:
-        """`scale`, with memory in the order [..., groups, n] from now on: done once, in place."""
+        """Return `scale`, with memory in the order [..., groups, n] from now on: done once, in place."""
         if self.groups > 1 and self.scale.stride()[-2:] != (1, self.n):
             self.scale.data = self.scale.transpose(-1, -2).contiguous().transpose(-1, -2)
         return self.scale

@@ -19,7 +19,7 @@ from g4convert.forward.triton.matmul import nearest
 
 
 def most_blocks(pairs: int, experts: int, block_m: int) -> int:
-    """The most blocks that any routing of so many pairs takes."""
+    """Return the most blocks that any routing of so many pairs takes."""
     return min(pairs, (pairs + experts * (block_m - 1)) // block_m)
 
 
@@ -35,7 +35,7 @@ def align(
     block_m: tl.constexpr,
     chunk: tl.constexpr,
 ) -> None:
-    """Program e writes the blocks of expert e; the last one also what is left.
+    """Write the blocks of experts: program e those of expert e; the last one also what is left.
 
     Args:
         chosen: integers [count], the expert of each pair; one that does not exist is left out.

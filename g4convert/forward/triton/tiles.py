@@ -77,12 +77,12 @@ class Shape:
 
 
 def architecture(capability: int) -> int:
-    """The architecture whose rows a GPU uses, at most its own; the first for older ones."""
+    """Return the architecture whose rows a GPU uses, at most its own; the first for older ones."""
     return max((known for known in ARCHITECTURES if known <= capability), default=ARCHITECTURES[0])
 
 
 def tile_for(shape: Shape, capability: int) -> Tile:
-    """The tile of a product.
+    """Return the tile of a product.
 
     Args:
         shape: shape of the product.
@@ -108,7 +108,7 @@ def _shipped() -> Mapping[str, Mapping[str, list[dict[str, Any]]]]:
 
 
 def shipped_tiles(name: str) -> list[tuple[Kind, Tile]]:
-    """Every tile of an architecture, `sm_90`, or of `fp32`, once."""
+    """Return every tile of an architecture, `sm_90`, or of `fp32`, once."""
     table = _shipped()[name]
     kinds: tuple[Kind, ...] = ("gate_up", "down", "linear")
     return list(dict.fromkeys((kind, _tile(row)) for kind in kinds for row in table[kind]))
@@ -120,7 +120,7 @@ def _tile(row: Mapping[str, Any]) -> Tile:
 
 @cache
 def load_table(path: Path, capability: int) -> Mapping[Shape, Tile]:
-    """A user's table; empty where it was measured on another architecture.
+    """Read a user's table; empty where it was measured on another architecture.
 
     Raises:
         UsageError: the file cannot be read, or is not a table.

@@ -29,7 +29,7 @@ def random_packed(e: int, n: int, k: int, group: int, device: torch.device | str
 
 
 def dense(weight: Packed, dtype: torch.dtype) -> torch.Tensor:
-    """A weight [n, k] in float64, as a product in `dtype` uses it."""
+    """Return a weight [n, k] in float64, as a product in `dtype` uses it."""
     shifts = 4 * torch.arange(8, device=weight.words.device, dtype=torch.int32)
     codes = ((weight.words.unsqueeze(-1) >> shifts) & 15).flatten(-2) - 8
     scale = weight.scale.to(dtype).double().repeat_interleave(weight.k // weight.groups, -1)
@@ -53,7 +53,7 @@ def in_threads(calls: Sequence[Callable[[], _T]]) -> Iterator[_T]:
 
 
 def graph_seconds(runs: Sequence[Callable[[], object]], repeats: int = 20) -> float:
-    """The median time of one run, played again and again from one CUDA graph.
+    """Return the median time of one run, played again and again from one CUDA graph.
 
     The graph has each run at least once, but of those longer than 0.1 ms, which no cache holds, 8 will do. It takes
     at least 0.1 ms for each measurement: to start it takes some microseconds.
