@@ -73,13 +73,13 @@ def wrong_forms(weights: Weights, required: Collection[str]) -> Iterator[Finding
             if problem.fault in _BY_NAME and named:
                 wrong[problem.shard, problem.fault].append(engine)
     for (shard, fault), engines in wrong.items():
-        yield _wrong(shard, fault, engines, required)
+        yield _fault_finding(shard, fault, engines, required)
     for engine, contract in CONTRACTS.items():
         for module in contract.modules(weights.architecture):
             yield from _names_that_disagree(readings[engine], module, stored, engine, required)
 
 
-def _wrong(module: str, fault: FaultKind, engines: list[str], required: Collection[str]) -> Finding:
+def _fault_finding(module: str, fault: FaultKind, engines: list[str], required: Collection[str]) -> Finding:
     everywhere = len(engines) == len(ENGINES)
     found = fault.value if everywhere else f"{fault}, by the names of {' and '.join(engines)}"
     severity = Severity.WARN if set(engines).isdisjoint(required) else Severity.FAIL
@@ -120,10 +120,12 @@ def dead_entries(stored: StoredCheckpoint) -> Iterator[Finding]:
     modules = {engine: one.modules(stored.weights.architecture) for engine, one in CONTRACTS.items()}
     readings = _readings(stored.weights)
     spelled = {
-        engine: {name for module in of for name in (module.name, *readings[engine].lookups(module), *_experts(module))}
-        for engine, of in modules.items()
+        engine: {
+            name for module in listed for name in (module.name, *readings[engine].lookups(module), *_experts(module))
+        }
+        for engine, listed in modules.items()
     }
-    classes = {name for of in modules.values() for module in of for name in module.classes}
+    classes = {name for listed in modules.values() for module in listed for name in module.classes}
     every = {name for found in spelled.values() for name in found} | {
         Name(name).module for name in stored.contents.expected
     }

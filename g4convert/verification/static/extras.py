@@ -40,7 +40,7 @@ def extras(section: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if ratio is not None and not _is_number(ratio):
         yield "global_compression_ratio", f"{short(ratio)}: transformers stops, as it is no number", "a number, or null"
     if (cache := section.get("kv_cache_scheme")) is not None:
-        yield from _cache(cache)
+        yield from _check_cache(cache)
 
 
 def unusable(section: Mapping[str, Any]) -> set[str]:
@@ -59,22 +59,22 @@ def _is_number(value: object) -> bool:
     return True
 
 
-def _cache(said: object) -> Iterator[tuple[str, str, str]]:
+def _check_cache(cache: object) -> Iterator[tuple[str, str, str]]:
     """Yield what is wrong with `kv_cache_scheme`.
 
     transformers reads it with compressed-tensors' class. vLLM 0.33 takes FP8 alone (`compressed_tensors.py:1103`), and
     SGLang 0.5.23 leaves any other scheme out.
     """
-    if not isinstance(said, Mapping):
-        yield "kv_cache_scheme", f"{short(said)}: no engine starts with it", "a scheme that is written out, or null"
+    if not isinstance(cache, Mapping):
+        yield "kv_cache_scheme", f"{short(cache)}: no engine starts with it", "a scheme that is written out, or null"
         return
-    if faults := [*refusal_reasons(said), *type_faults(said)]:
+    if faults := [*refusal_reasons(cache), *type_faults(cache)]:
         yield "kv_cache_scheme: arguments", f"{faults[0]}: transformers stops", "arguments of compressed-tensors"
-    is_fp8 = said.get("type") == "float" and said.get("num_bits") == 8
-    shared = any(said.get("strategy") == one for one in ("tensor", "attn_head"))
-    if not (is_fp8 and shared and said.get("symmetric")):
+    is_fp8 = cache.get("type") == "float" and cache.get("num_bits") == 8
+    shared = any(cache.get("strategy") == one for one in ("tensor", "attn_head"))
+    if not (is_fp8 and shared and cache.get("symmetric")):
         expected = "num_bits 8, type float, strategy tensor or attn_head, symmetric"
-        yield "kv_cache_scheme: FP8", f"{short(dict(said))}: vLLM 0.33 stops at caches that are not FP8", expected
+        yield "kv_cache_scheme: FP8", f"{short(dict(cache))}: vLLM 0.33 stops at caches that are not FP8", expected
 
 
 def _transforms_inputs(transforms: Mapping[str, Any]) -> bool:

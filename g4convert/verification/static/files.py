@@ -10,6 +10,7 @@ from typing import Final
 from g4convert.checkpoint.beside import READ_BY_ENGINES, unreadable
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
+from g4convert.checkpoint.output_names import CARRIED_README, JOURNALS, README
 from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.checkpoint.record import RECORD, record
 from g4convert.checkpoint.shards import INDEX
@@ -18,14 +19,11 @@ from g4convert.errors import InputError
 from g4convert.gemma4 import is_drafter
 from g4convert.report import Detail, Finding, Severity
 
-_README: Final = "README.md"
-_CARRIED_README: Final = "README.source.md"
-_OWN: Final = {RECORD, _README}
+_OWN: Final = {RECORD, README}
 _UNREAD: Final = ("*.md", ".gitattributes", ".gitignore", "LICENSE*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.pdf")
 """Files that no program reads when it loads a model; other writers may replace them."""
 _NEEDED: Final = READ_BY_ENGINES - {"generation_config.json"}
 """Files that stop engines if they cannot be read; vLLM 0.33 and SGLang 0.5.23 give a drafter those of its target."""
-_JOURNAL: Final = "journal*.jsonl"
 _RESTORE: Final = "copy it from the model that this one was made from"
 _COPY: Final = "copy it from the source again"
 
@@ -41,7 +39,7 @@ def broken_files(error: InputError) -> Iterator[Finding]:
 def loose_files(out: Checkpoint) -> Iterator[Finding]:
     """Yield findings on journals of an unfinished conversion, and on weight files that the index does not name."""
     for name in out.side_files:
-        if fnmatch(name, _JOURNAL):
+        if fnmatch(name, JOURNALS):
             found = "the journal of a conversion that did not finish: shards hold zeros where nothing was written"
             remedy = "run the same `g4convert quantize` again, it goes on"
             yield Finding("static.files", Severity.FAIL, name, found, "a finished checkpoint", remedy)
@@ -54,9 +52,9 @@ def loose_files(out: Checkpoint) -> Iterator[Finding]:
     if (
         not is_drafter(out.config.get("model_type"))
         and isinstance(rows, int)
-        and (more := tokens_beyond(out.path, rows))
+        and (beyond := tokens_beyond(out.path, rows))
     ):
-        found = f"{more} tokens beyond the {rows:,} rows of the embedding: engines fail at each"
+        found = f"{beyond} tokens beyond the {rows:,} rows of the embedding: engines fail at each"
         remedy = "take the tokenizer of these weights"
         yield Finding("static.side_files", Severity.WARN, "tokenizer.json", found, "tokens that have a row", remedy)
     for name in out.stray_files:
@@ -82,13 +80,13 @@ def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
     Of a drafter no engine reads them, so a difference is a warning.
     """
     worst = Severity.WARN if is_drafter(out.config.get("model_type")) else Severity.FAIL
-    wanted = _chosen(out, source)
-    present = {*out.side_files, *(name for name in wanted if (out.path / name).is_file())}
-    for name in sorted({*source.side_files} - wanted):
+    expected = _expected_side_files(out, source)
+    present = {*out.side_files, *(name for name in expected if (out.path / name).is_file())}
+    for name in sorted({*source.side_files} - expected):
         text = f"left behind, as the recipe in {RECORD} says"
         yield Finding("static.side_files", Severity.INFO, name, text, "")
-    for name in sorted(wanted):
-        carried = _CARRIED_README if name == _README and _CARRIED_README in present else name
+    for name in sorted(expected):
+        carried = CARRIED_README if name == README and CARRIED_README in present else name
         problem = Severity.INFO if any(fnmatch(name, pattern) for pattern in _UNREAD) else worst
         if carried not in present:
             yield Finding("static.side_files", problem, name, "missing", "as in the source", _COPY)
@@ -96,24 +94,24 @@ def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
             same = _same_json(out.path / carried, source.path / name)
             severity, found = (Severity.WARN, "the same values in other bytes") if same else (problem, "other bytes")
             yield Finding("static.side_files", severity, name, found, "byte for byte as in the source", _COPY)
-    for name in sorted(present - {*source.side_files, *wanted, *_OWN, _CARRIED_README}):
-        if not fnmatch(name, _JOURNAL):
+    for name in sorted(present - {*source.side_files, *expected, *_OWN, CARRIED_README}):
+        if not fnmatch(name, JOURNALS):
             yield Finding("static.side_files", Severity.INFO, name, "not in the source", "")
 
 
-def _chosen(out: Checkpoint, source: Checkpoint) -> set[str]:
+def _expected_side_files(out: Checkpoint, source: Checkpoint) -> set[str]:
     """Return the source's side files that an output should have, by `carry` and `leave` of its recorded recipe."""
     recipe = part(record(out.path), "recipe")
-    carry, leave = (_patterns(recipe.get(key)) for key in ("carry", "leave"))
+    carry, leave = (_valid_patterns(recipe.get(key)) for key in ("carry", "leave"))
     try:
         return {*source.choosing(carry=carry, leave=leave).side_files}
     except InputError:  # the patterns do not fit this source: the record is of another source
         return {*source.side_files}
 
 
-def _patterns(said: object) -> list[str]:
+def _valid_patterns(value: object) -> list[str]:
     """Return the valid patterns in a value of the record, at most `MOST_PATTERNS`."""
-    listed = said if isinstance(said, list) else []
+    listed = value if isinstance(value, list) else []
     return [one for one in listed[:MOST_PATTERNS] if isinstance(one, str) and not fault_of(one)]
 
 

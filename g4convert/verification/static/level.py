@@ -90,40 +90,44 @@ def check_static(
         InputError: the source is not a Gemma 4 checkpoint; or, without a source, the output is not.
         UnsupportedError: the source is quantized.
     """
-    known = Architecture.from_config(original.config) if original else None
-    architecture, differences = read_architecture(out.config, known)
+    original_architecture = Architecture.from_config(original.config) if original else None
+    architecture, differences = read_architecture(out.config, original_architecture)
     stored = StoredCheckpoint.of(out, architecture)
-    if original is None or known is None:
+    if original is None or original_architecture is None:
         yield from check_stored(stored, tp=tp, engines=engines)
         return
-    yield from _files(out)
-    yield from _against(
-        out, original, known, differences, text_only=known.is_composite and not architecture.is_composite
+    yield from _check_files(out)
+    yield from _compare_with_original(
+        out,
+        original,
+        original_architecture,
+        differences,
+        text_only=original_architecture.is_composite and not architecture.is_composite,
     )
-    yield from _read(stored, inventory_for(architecture, original, known), tuple(tp), engines)
+    yield from _read(stored, inventory_for(architecture, original, original_architecture), tuple(tp), engines)
     text = "tokenizer, processor and all other files are byte for byte the source's"
-    yield from _with_passes(
+    yield from _add_passes(
         {"static.side_files": (f"{len(original.side_files)} files", text)}, side_files(out, original)
     )
 
 
 def check_stored(stored: StoredCheckpoint, *, tp: Iterable[int], engines: Collection[str]) -> Iterator[Finding]:
     """Check a quantized checkpoint against its own config; see `check_static`."""
-    yield from _files(stored.checkpoint)
+    yield from _check_files(stored.checkpoint)
     yield from _read(stored, None, tuple(tp), engines)
 
 
-def _with_passes(proofs: Mapping[str, tuple[str, str]], problems: Iterable[Finding]) -> Iterator[Finding]:
+def _add_passes(proofs: Mapping[str, tuple[str, str]], problems: Iterable[Finding]) -> Iterator[Finding]:
     """Yield the problems, grouped, and a PASS for each code of `proofs` (subject, text) without a problem."""
-    found = tuple(grouped(problems))
-    yield from found
-    bad = {one.code for one in found if one.severity in _BAD}
+    faults = tuple(grouped(problems))
+    yield from faults
+    bad = {one.code for one in faults if one.severity in _BAD}
     for code, (subject, text) in proofs.items():
         if code not in bad:
             yield Finding(code, Severity.PASS, subject, text, "")
 
 
-def _files(out: Checkpoint) -> Iterator[Finding]:
+def _check_files(out: Checkpoint) -> Iterator[Finding]:
     files = f"{len(out.files)} weight files"
     proofs = {
         "static.files": (files, "headers valid, offsets without gap or overlap, sizes as the headers say"),
@@ -132,33 +136,42 @@ def _files(out: Checkpoint) -> Iterator[Finding]:
     if (out.path / INDEX).is_file():
         proofs["static.index"] = INDEX, "index and shards name the same tensors"
         proofs["static.total_size"] = INDEX, "states the bytes of the tensors"
-    yield from _with_passes(proofs, (*loose_files(out), *total_size(out)))
+    yield from _add_passes(proofs, (*loose_files(out), *total_size(out)))
 
 
-def _against(
-    out: Checkpoint, original: Checkpoint, known: Architecture, differences: Iterable[Finding], *, text_only: bool
+def _compare_with_original(
+    out: Checkpoint,
+    original: Checkpoint,
+    original_architecture: Architecture,
+    differences: Iterable[Finding],
+    *,
+    text_only: bool,
 ) -> Iterator[Finding]:
     """Compare the config of an output with its source's."""
     text = f"every key of the source is there, unchanged; {len(original.config)} at the top"
     keys = config_keys(out.config, original.config, text_only=text_only)
-    yield from _with_passes({"static.architecture": ("config.json", f"{known.family}, as the source")}, differences)
-    yield from _with_passes({"static.config": ("config.json", text)}, keys)
+    yield from _add_passes(
+        {"static.architecture": ("config.json", f"{original_architecture.family}, as the source")}, differences
+    )
+    yield from _add_passes({"static.config": ("config.json", text)}, keys)
 
 
 def _read(
     stored: StoredCheckpoint, inventory: Inventory | None, tp: tuple[int, ...], engines: Collection[str]
 ) -> Iterator[Finding]:
     """Check the tensors of an output by the source's inventory or, if that is None, by the output's config."""
-    yield from _tensors(stored, inventory, engines)
-    yield from _packed(stored, engines)
+    yield from _check_tensors(stored, inventory, engines)
+    yield from _check_packed(stored, engines)
     yield from model_class(stored.checkpoint.config, stored.contents.architecture, engines)
     if stored.declared is not None and stored.declared.groups:
-        yield from _engines(stored, engines)
+        yield from _check_engines(stored, engines)
     if stored.contents.is_packed:
         yield from fits_ranks(stored.contents, tp)
 
 
-def _tensors(stored: StoredCheckpoint, inventory: Inventory | None, engines: Collection[str]) -> Iterator[Finding]:
+def _check_tensors(
+    stored: StoredCheckpoint, inventory: Inventory | None, engines: Collection[str]
+) -> Iterator[Finding]:
     contents = stored.contents
     count = len(contents.stored)
     whole = f"{len(contents.packed)} packed, {count - len(contents.packed)} kept, none lost"
@@ -183,10 +196,10 @@ def _tensors(stored: StoredCheckpoint, inventory: Inventory | None, engines: Col
         *projections_agree(contents, engines),
         *(dropped_tensors(contents, inventory) if inventory else ()),
     )
-    yield from _with_passes(proofs, problems)
+    yield from _add_passes(proofs, problems)
 
 
-def _packed(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Finding]:
+def _check_packed(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Finding]:
     out, contents, declared = stored.checkpoint, stored.contents, stored.declared
     faults = section_faults(out.config, stored.section, packs=contents.is_packed, engines=engines)
     modules = f"{len(contents.packed) + len(contents.fused_packed)} packed modules"
@@ -207,10 +220,10 @@ def _packed(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Find
         *other_schemes(stored.weights, engines),
         *fused_experts(contents),
     )
-    yield from _with_passes(proofs, problems)
+    yield from _add_passes(proofs, problems)
 
 
-def _engines(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Finding]:
+def _check_engines(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Finding]:
     modules = f"{len(stored.contents.packed)} packed modules"
     entries = f"{len(stored.weights.ignore)} entries of ignore"
     proofs = {
@@ -219,4 +232,4 @@ def _engines(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Fin
         "static.fused_names": (modules, "a missing k_proj or v_proj is named with its layer's others, or not at all"),
         "static.dead_entry": (entries, "each names a module"),
     }
-    yield from _with_passes(proofs, (*wrong_forms(stored.weights, engines), *dead_entries(stored)))
+    yield from _add_passes(proofs, (*wrong_forms(stored.weights, engines), *dead_entries(stored)))

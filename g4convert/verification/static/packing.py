@@ -15,7 +15,7 @@ from typing import Final
 
 from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.declared import DeclaredGroup
-from g4convert.checkpoint.stored import GAPS, PackedModule, stored_scheme, with_gaps
+from g4convert.checkpoint.stored import GAPS, PackedModule, StoredScheme, stored_scheme, with_gaps
 from g4convert.engines import CONTRACTS
 from g4convert.engines.forms import ONE_TARGET
 from g4convert.engines.groups import SomeMisfit, grouped_modules, misfits_of_all
@@ -44,69 +44,86 @@ def packing(stored: StoredCheckpoint) -> Iterator[Finding]:
     values = stored.checkpoint.read_many(info.name for info in shapes if _is_shape(info))
     for name, module in contents.packed.items():
         shape = contents.expected[name].shape
-        yield from _module(module, shape, groups.get(Name(name).module))
-        yield from _weight_shape(module, shape, values)
+        yield from _check_module(module, shape, groups.get(Name(name).module))
+        yield from _check_weight_shape(module, shape, values)
     for name, module in contents.fused_packed.items():
         fused = contents.fused[name]
-        yield from _module(module, fused.shape, groups.get(Name(fused.names[0]).module))
+        yield from _check_module(module, fused.shape, groups.get(Name(fused.names[0]).module))
 
 
 def groups_of(stored: StoredCheckpoint) -> dict[str, DeclaredGroup]:
     """Return the config group of each module: that of the first engine of `CONTRACTS` that has one, else the first."""
     first = next(iter(stored.declared.groups), None) if stored.declared else None
-    found = dict.fromkeys(stored.weights.schemes, first)
+    groups = dict.fromkeys(stored.weights.schemes, first)
     for contract in reversed([*CONTRACTS.values()]):
-        found |= {one.shard: one.group for one in grouped_modules(contract, stored.weights)}
-    return {module: group for module, group in found.items() if group is not None}
+        groups |= {one.shard: one.group for one in grouped_modules(contract, stored.weights)}
+    return {module: group for module, group in groups.items() if group is not None}
 
 
-def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup | None) -> Iterator[Finding]:
-    words, scale = module.parts.get("weight_packed"), module.parts.get("weight_scale")
-    name = module.module
-    if words is None:
-        yield Finding("static.packed", Severity.FAIL, name, "another format's tensors", "weight_packed", AGAIN)
+def _check_module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup | None) -> Iterator[Finding]:
+    if "weight_packed" not in module.parts:
+        found = "another format's tensors"
+        yield Finding("static.packed", Severity.FAIL, module.module, found, "weight_packed", AGAIN)
         return
     scheme = stored_scheme(module, shape, group.num_bits if group else None)
     bits = (group.num_bits if group else None) or scheme.num_bits or 4
-    wanted = (*shape[:-1], -(-shape[-1] * bits // 32))
-    cast = words.dtype in _CAST and words.shape == wanted
-    if words.dtype is not DType.I32 or words.shape[:-1] != shape[:-1] or scheme.num_bits is None:
-        found, right = f"weight_packed {words.dtype} {[*words.shape]}", f"I32 {[*wanted]} for a weight {[*shape]}"
-        remedy, detail = ("store it as int32, with the same values", Detail.CAST) if cast else (AGAIN, None)
-        if words.shape[:-1] == shape[:-1] and with_gaps(words.shape[-1], shape[-1], bits):
-            found, remedy = f"{found}, {GAPS}", "pack it with compressed-tensors 0.18 or newer, as vLLM reads it"
-        yield Finding("static.packed", Severity.FAIL, name, found, right, remedy, detail=detail)
-    elif scale is None:
+    wrong_words = [*_check_words(module, shape, scheme, bits)]
+    yield from wrong_words or _check_scale(module, shape, scheme, group)
+    yield from _check_zero_point(module, shape, bits)
+    if group is not None and group.static_int8:
+        yield from _check_activation_scales(module)
+    yield from _check_g_idx(module)
+
+
+def _check_words(module: PackedModule, shape: tuple[int, ...], scheme: StoredScheme, bits: int) -> Iterator[Finding]:
+    words = module.parts["weight_packed"]
+    if words.dtype is DType.I32 and words.shape[:-1] == shape[:-1] and scheme.num_bits is not None:
+        return
+    expected_shape = (*shape[:-1], -(-shape[-1] * bits // 32))
+    is_cast = words.dtype in _CAST and words.shape == expected_shape
+    found, expected = (
+        f"weight_packed {words.dtype} {[*words.shape]}",
+        f"I32 {[*expected_shape]} for a weight {[*shape]}",
+    )
+    remedy, detail = ("store it as int32, with the same values", Detail.CAST) if is_cast else (AGAIN, None)
+    if words.shape[:-1] == shape[:-1] and with_gaps(words.shape[-1], shape[-1], bits):
+        found, remedy = f"{found}, {GAPS}", "pack it with compressed-tensors 0.18 or newer, as vLLM reads it"
+    yield Finding("static.packed", Severity.FAIL, module.module, found, expected, remedy, detail=detail)
+
+
+def _check_scale(
+    module: PackedModule, shape: tuple[int, ...], scheme: StoredScheme, group: DeclaredGroup | None
+) -> Iterator[Finding]:
+    scale, expected = module.parts.get("weight_scale"), _scale_text(shape, group)
+    if scale is None:
         remedy = f"{AGAIN}; vLLM loads it without a word and computes with whatever is in memory"
-        found, expected = "no weight_scale", _scale_text(shape, group)
-        yield Finding("static.scale", Severity.FAIL, name, found, expected, remedy, detail=Detail.LOST)
+        found = "no weight_scale"
+        yield Finding("static.scale", Severity.FAIL, module.module, found, expected, remedy, detail=Detail.LOST)
     elif scheme.fault or not scale.dtype.is_weight:
         found = f"weight_scale {scale.dtype} {[*scale.shape]}"
-        yield Finding("static.scale", Severity.FAIL, name, found, _scale_text(shape, group), AGAIN)
-    zero = module.parts.get("weight_zero_point")
-    if zero is not None and scale is not None and len(shape) == len(scale.shape) == 2:
-        packed = (-(-shape[0] * bits // 32), scale.shape[1])
-        if zero.dtype is not DType.I32 or zero.shape != packed:
-            found, right = f"weight_zero_point {zero.dtype} {[*zero.shape]}", f"I32 {[*packed]}, packed along the rows"
-            yield Finding("static.packed", Severity.FAIL, name, found, right, AGAIN)
-    if group is not None and group.static_int8:
-        yield from _activation_scales(module)
+        yield Finding("static.scale", Severity.FAIL, module.module, found, expected, AGAIN)
+
+
+def _check_zero_point(module: PackedModule, shape: tuple[int, ...], bits: int) -> Iterator[Finding]:
+    zero, scale = module.parts.get("weight_zero_point"), module.parts.get("weight_scale")
+    if zero is None or scale is None or not len(shape) == len(scale.shape) == 2:
+        return
+    packed = (-(-shape[0] * bits // 32), scale.shape[1])
+    if zero.dtype is not DType.I32 or zero.shape != packed:
+        found, expected = f"weight_zero_point {zero.dtype} {[*zero.shape]}", f"I32 {[*packed]}, packed along the rows"
+        yield Finding("static.packed", Severity.FAIL, module.module, found, expected, AGAIN)
+
+
+def _check_g_idx(module: PackedModule) -> Iterator[Finding]:
     if "weight_g_idx" in module.parts:
+        found = "weight_g_idx: groups in another order"
         remedy = (
             "quantize again with `actorder: weight`: no loader reads this one, and without it the weights are wrong"
         )
-        yield Finding(
-            "static.scheme",
-            Severity.FAIL,
-            name,
-            "weight_g_idx: groups in another order",
-            "none",
-            remedy,
-            detail=Detail.ORDER,
-        )
+        yield Finding("static.scheme", Severity.FAIL, module.module, found, "none", remedy, detail=Detail.ORDER)
 
 
-def _activation_scales(module: PackedModule) -> Iterator[Finding]:
+def _check_activation_scales(module: PackedModule) -> Iterator[Finding]:
     """Check the two scales of static activations: one float each, F32 [1]."""
     for part in ("input_scale", "output_scale"):
         info = module.parts.get(part)
@@ -132,7 +149,7 @@ def _is_shape(info: TensorInfo) -> bool:
     return info.dtype in _SHAPE_FORMATS and info.shape == (2,)
 
 
-def _weight_shape(module: PackedModule, shape: tuple[int, ...], read: Mapping[str, bytes]) -> Iterator[Finding]:
+def _check_weight_shape(module: PackedModule, shape: tuple[int, ...], read: Mapping[str, bytes]) -> Iterator[Finding]:
     info = module.parts.get("weight_shape")
     code, right = "static.weight_shape", f"I64 [2], {[*shape]}"
     if info is None:
@@ -182,13 +199,13 @@ def _misfit(name: str, module: PackedModule, contents: Contents, count: int) -> 
         return ""
     n, k = expected.shape
     part = Name(name).module.last
-    what = f"experts' {part}" if expected.role is Role.EXPERTS else part
+    subject = f"experts' {part}" if expected.role is Role.EXPERTS else part
     groups = (module.parts["weight_scale"].shape or (1,))[-1]
     if part in _SPLIT_ALONG_K and groups > 1 and groups % count:
-        return f"{what}: {k} inputs in {groups} groups"
+        return f"{subject}: {k} inputs in {groups} groups"
     if part in _SPLIT_ALONG_K and k % count:
-        return f"{what}: {k} inputs"
-    return f"{what}: {n} outputs" if part in _SPLIT_ALONG_N and n % count else ""
+        return f"{subject}: {k} inputs"
+    return f"{subject}: {n} outputs" if part in _SPLIT_ALONG_N and n % count else ""
 
 
 def other_schemes(weights: Weights, required: Collection[str]) -> Iterator[Finding]:
@@ -200,11 +217,11 @@ def other_schemes(weights: Weights, required: Collection[str]) -> Iterator[Findi
     """
     members: defaultdict[str, set[str]] = defaultdict(set)
     for contract in CONTRACTS.values():
-        for one in grouped_modules(contract, weights):
-            members[one.group.name].add(one.shard)
+        for placed in grouped_modules(contract, weights):
+            members[placed.group.name].add(placed.shard)
     alike: defaultdict[SomeMisfit, list[str]] = defaultdict(list)
-    for found in misfits_of_all(weights):
-        alike[replace(found, shard="")].append(found.shard)
+    for misfit in misfits_of_all(weights):
+        alike[replace(misfit, shard="")].append(misfit.shard)
     for fault, modules in alike.items():
         many = len(modules) > 1
         yield Finding(

@@ -67,14 +67,14 @@ def section_faults(
         yield Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors")
     if not declared.groups:
         yield Finding(code, Severity.FAIL, "config_groups", "none", "a scheme and what it is for")
-    known = {group.name: group for group in declared.groups if group.static_int8 or group.dynamic}
-    yield from _refused_by_loaders(out, known)
-    yield from _activations(known.values(), engines)
+    quantizing = {group.name: group for group in declared.groups if group.static_int8 or group.dynamic}
+    yield from _refused_by_loaders(out, quantizing)
+    yield from _check_activations(quantizing.values(), engines)
     if packs and declared.method == "compressed-tensors":
-        yield from _unread(out, engines)
+        yield from _find_unread(out, engines)
 
 
-def _activations(groups: Iterable[DeclaredGroup], engines: Collection[str]) -> Iterator[Finding]:
+def _check_activations(groups: Iterable[DeclaredGroup], engines: Collection[str]) -> Iterator[Finding]:
     """Yield findings on quantized activations that only some engines know.
 
     transformers rounds inputs that are quantized as they come. vLLM 0.33 has schemes for int4 and int8 per token or
@@ -96,7 +96,7 @@ def _activations(groups: Iterable[DeclaredGroup], engines: Collection[str]) -> I
         yield Finding("static.scheme", severity, subject, found, "weights only", detail=detail)
 
 
-def _refused_by_loaders(out: Mapping[str, Any], known: Collection[str]) -> Iterator[Finding]:
+def _refused_by_loaders(out: Mapping[str, Any], quantizing: Collection[str]) -> Iterator[Finding]:
     """Yield findings on values that compressed-tensors knows but W4A16 loaders refuse."""
     for name, group in part(section_in(out), "config_groups").items():
         if not isinstance(group, Mapping):
@@ -119,7 +119,7 @@ def _refused_by_loaders(out: Mapping[str, Any], known: Collection[str]) -> Itera
         if weights.get("dynamic"):
             yield Finding(code, Severity.FAIL, subject, "dynamic weights", "static ones")
         for key in ("input_activations", "output_activations"):
-            if group.get(key) is not None and name not in known:
+            if group.get(key) is not None and name not in quantizing:
                 found = f"{key}: quantized activations"
                 yield Finding(code, Severity.FAIL, subject, found, "weights only", _ACTIVATIONS)
         if weights.get("symmetric") is False:
@@ -129,24 +129,24 @@ def _refused_by_loaders(out: Mapping[str, Any], known: Collection[str]) -> Itera
 
 def cache_scheme(out: Mapping[str, Any], architecture: Architecture) -> Iterator[Finding]:
     """Warn of a quantized key and value cache that transformers before 5.24 cannot set up: layers differ in heads."""
-    said = section_in(out).get("kv_cache_scheme")
-    if isinstance(said, Mapping) and len({(one.head_dim, one.kv_heads) for one in architecture.text.layers}) > 1:
+    scheme = section_in(out).get("kv_cache_scheme")
+    if isinstance(scheme, Mapping) and len({(one.head_dim, one.kv_heads) for one in architecture.text.layers}) > 1:
         found = "a quantized key and value cache: transformers before 5.24 raises, as layers differ in their heads"
         yield Finding("static.cache_scales", Severity.WARN, "kv_cache_scheme", found, "none, or transformers 5.24")
 
 
-def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Finding]:
+def _find_unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Finding]:
     """Yield findings on keys and places that only some engines read; a wrong one makes them lose packed weights."""
     (place, _), section = section_of(out), section_in(out)
     status = section.get("quantization_status")
-    found: list[tuple[str, str, str]] = []
+    unread: list[tuple[str, str, str]] = []
     if status != "compressed":
         text = f"{short(status)}: transformers takes weights for dense ones and leaves them random"
-        found.append(("quantization_status", text, "'compressed'"))
+        unread.append(("quantization_status", text, "'compressed'"))
     if place in _PLACES:
-        found.append((place, _PLACES[place][1], "quantization_config, at the top"))
-    found += [*extras(section), *formats(out), *_groups(section)]
-    for subject, text, expected in found:
+        unread.append((place, _PLACES[place][1], "quantization_config, at the top"))
+    unread += [*extras(section), *formats(out), *_group_faults(section)]
+    for subject, text, expected in unread:
         severity = Severity.WARN if set(engines).isdisjoint(HINDERS[subject]) else Severity.FAIL
         yield Finding("static.quantization_config", severity, subject, text, expected)
 
@@ -158,26 +158,28 @@ def formats(out: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     transformers checks that it is text, and infers a format that the group lacks from the group's scheme.
     """
     section = section_in(out)
-    groups, said = part(section, "config_groups"), section.get("format")
+    groups, stated = part(section, "config_groups"), section.get("format")
     lacking = [name for name, one in groups.items() if isinstance(one, Mapping) and one.get("format") is None]
-    if lacking and said != PACKED:
+    if lacking and stated != PACKED:
         where = f"config_groups.{lacking[0]} has none of its own"
-        text = f"{short(said) if 'format' in section else 'missing'} at the top, and {where}: vLLM and SGLang stop"
+        text = f"{short(stated) if 'format' in section else 'missing'} at the top, and {where}: vLLM and SGLang stop"
         yield "format", text, repr(PACKED)
-    if "format" in section and said is None:
+    if "format" in section and stated is None:
         yield "format: null", "transformers stops at null", f"{PACKED!r}, or no such key"
 
 
-def _groups(section: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _group_faults(section: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield faults in the form of config groups: subject, text and the right value.
 
     transformers takes the name of a preset for a scheme, and refuses keys that compressed-tensors does not know.
     """
     groups = part(section, "config_groups")
-    if presets := [name for name, one in groups.items() if isinstance(one, list)]:
+    if presets := [name for name, group in groups.items() if isinstance(group, list)]:
         text = f"{', '.join(presets)}: a preset by its name, at which vLLM and SGLang stop"
         yield "config_groups: preset", text, "a scheme that is written out"
-    strange = [key for one in groups.values() if isinstance(one, Mapping) for key in one if key not in _GROUP_KEYS]
+    strange = [
+        key for group in groups.values() if isinstance(group, Mapping) for key in group if key not in _GROUP_KEYS
+    ]
     if strange:
         text = f"{short(strange[0])} in a group: transformers stops at keys that compressed-tensors does not know"
         yield "config_groups: keys", text, f"only {', '.join(_GROUP_KEYS)}"

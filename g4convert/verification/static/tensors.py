@@ -22,7 +22,7 @@ from g4convert.tensors import TensorInfo
 _PACKABLE: Final = {Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.KV_SHARED}
 _ELSEWHERE: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING, Role.LM_HEAD}
 """Roles that g4convert keeps and that some engines read packed."""
-_SOME: Final = 4  # most names in one finding
+_MAX_LISTED: Final = 4  # most names in one finding
 _AGAIN: Final = "quantize the source again: the file was changed, or its writer lost it"
 _FUSED_ATTENTION: Final = ("q_proj", "k_proj", "v_proj")
 
@@ -34,9 +34,9 @@ def accounted(contents: Contents, source: Inventory | None) -> Iterator[Finding]
         contents: tensors of the output.
         source: tensors of the source; None to expect the tensors that the config implies.
     """
-    expected, alone = _wanted(contents, source), _head_alone(contents)
+    expected, plain_head = _expected_names(contents, source), _plain_head(contents)
     for name, origin in expected.items():
-        if name == alone:
+        if name == plain_head:
             found, remedy = (
                 "stored as its tied head alone, which only transformers reads",
                 f"store it as {name}, or quantize the source again",
@@ -64,7 +64,7 @@ def accounted(contents: Contents, source: Inventory | None) -> Iterator[Finding]
         yield Finding("static.unknown", Severity.FAIL, name, found, "no such tensor", remedy)
 
 
-def _head_alone(contents: Contents) -> str | None:
+def _plain_head(contents: Contents) -> str | None:
     """Return the embedding's name if its tied head is stored in its place, which transformers 5 takes; else None."""
     table = f"{contents.architecture.text_prefix}embed_tokens.weight"
     heads = {contents.renamed.get(name, name) for name in contents.spare}
@@ -73,20 +73,22 @@ def _head_alone(contents: Contents) -> str | None:
 
 def _weights_of_norms(contents: Contents) -> Iterator[str]:
     """Yield the weights of norms that have none: a conversion drops ones, but an engine may stop at them."""
-    known = droppable(contents.architecture) if contents.spare else {}
+    droppable_names = droppable(contents.architecture) if contents.spare else {}
     for name in contents.spare:
-        extra = known.get(contents.renamed.get(name, name))
+        extra = droppable_names.get(contents.renamed.get(name, name))
         if extra is not None and extra.kind is ExtraKind.ONES:
             yield name
 
 
-def _wanted(contents: Contents, source: Inventory | None) -> dict[str, str]:
+def _expected_names(contents: Contents, source: Inventory | None) -> dict[str, str]:
     """Return the name of every required tensor, with the reason why it is required."""
     if source is None:
-        needed = {name: "the config implies it" for name, what in contents.expected.items() if not what.optional}
+        needed = {
+            name: "the config implies it" for name, expected in contents.expected.items() if not expected.optional
+        }
     else:
-        needed = {name: "as in the source" for name, _ in _weights(source, contents)}
-    shared = [name for name, what in contents.expected.items() if what.role is Role.KV_SHARED]
+        needed = {name: "as in the source" for name, _ in _source_weights(source, contents)}
+    shared = [name for name, expected in contents.expected.items() if expected.role is Role.KV_SHARED]
     layers_with_any = {Name(name).layer for name in shared if name in contents.stored}
     for name in shared:
         if Name(name).layer not in layers_with_any:
@@ -96,7 +98,7 @@ def _wanted(contents: Contents, source: Inventory | None) -> dict[str, str]:
     return needed
 
 
-def _weights(source: Inventory, contents: Contents) -> Iterator[tuple[str, Weight]]:
+def _source_weights(source: Inventory, contents: Contents) -> Iterator[tuple[str, Weight]]:
     """Yield the source's weights by their names in the output."""
     for weight in source.weights:
         name = source.architecture.name_in(contents.architecture, weight.name)
@@ -127,7 +129,7 @@ def dropped_tensors(contents: Contents, source: Inventory) -> Iterator[Finding]:
 
 def kept_as_they_were(contents: Contents, source: Inventory | None) -> Iterator[Finding]:
     """Yield findings on unpacked tensors whose shape is not the model's or whose dtype is not the source's."""
-    weights = dict(_weights(source, contents)) if source else {}
+    weights = dict(_source_weights(source, contents)) if source else {}
     fused_of = {one: name for name, fused in contents.fused.items() for one in fused.names}
     for name, expected in contents.expected.items():
         form = contents.plain(name)
@@ -181,13 +183,13 @@ def _packed_by(recipe: Mapping[str, Any]) -> set[str]:
 
 def _readers(architecture: Architecture) -> dict[str, list[str]]:
     """Return the labels of the engines that accept a module packed or plain, by name of the module."""
-    found: defaultdict[str, list[str]] = defaultdict(list)
+    readers: defaultdict[str, list[str]] = defaultdict(list)
     for contract in CONTRACTS.values():
         for module in contract.modules(architecture):
             if module.accepts is Accepts.EITHER:
                 for shard in module.shards:
-                    found[shard].append(contract.label)
-    return found
+                    readers[shard].append(contract.label)
+    return readers
 
 
 def projections_agree(contents: Contents, required: Collection[str]) -> Iterator[Finding]:
@@ -206,7 +208,9 @@ def projections_agree(contents: Contents, required: Collection[str]) -> Iterator
             shared = any(contents.expected[name].role is Role.KV_SHARED for name in forms)
             code = "static.kv_shared" if shared else "static.fused"
             severity = Severity.WARN if shared and "sglang" not in required else Severity.FAIL
-            text = ", ".join(odd[:_SOME]) + (f" and {len(odd) - _SOME} more" if len(odd) > _SOME else "")
+            text = ", ".join(odd[:_MAX_LISTED]) + (
+                f" and {len(odd) - _MAX_LISTED} more" if len(odd) > _MAX_LISTED else ""
+            )
             yield Finding(code, severity, owner, text, f"{common[0][0]}, as the others", remedy)
 
 
