@@ -4,28 +4,37 @@ An engine selects a kernel when it builds a module, so the server does not start
 below come from the engines' sources: files under `vllm/model_executor/` of vLLM 0.33.0 and under `sglang/` of SGLang
 0.5.23.
 
-    vLLM, dense     kernels/linear/__init__.py:539: Machete, Marlin, Conch, Exllama, Triton, Humming, whichever fits
+    vLLM, dense     kernels/linear/__init__.py:539: the first that fits of Machete, Marlin, Conch, Exllama, Triton,
+                    Humming; on Hopper, Humming is before Marlin (layers/quantization/utils/humming/priority.py)
       any           layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py:170: whole groups
       Machete       Hopper; groups of 64, 128 or a row; k % 64, n % 128 (layers/quantization/utils/machete_utils.py:22)
       Marlin        Turing and newer; groups of 32, 64, 128 or a row; other sizes are padded with zeros in each forward
                     pass (layers/quantization/utils/marlin_utils.py:222)
       Triton        4 bits, n % 8, groups of 256 (or all k) beside Marlin's (kernels/linear/mixed_precision/
                     triton_w4a16.py:318)
-    vLLM, experts   layers/fused_moe/oracle/int_wna16.py:126: Marlin, then Triton; FlashInfer's kernels know SiLU only
+      Humming       Turing and newer; 2 to 8 bits, whole words in a row; groups of 16, 32, 64, ... or a row
+                    (schema/humming.py:589, tune/candidate.py:431 of humming-kernels 0.1.19, a requirement of vLLM's
+                    wheel); pads as it loads (layers/quantization/utils/humming/linear.py:141)
+    vLLM, experts   layers/fused_moe/oracle/int_wna16.py:126: Marlin, Triton, Humming, on Hopper Humming first;
+                    FlashInfer's kernels know SiLU only
       any           compressed_tensors_moe/compressed_tensors_moe_wna16.py:238, :244: whole groups
       Marlin        h % 128; i is padded to 64 (marlin_utils.py:335, :356)
-      Triton        scales by group only (compressed_tensors_moe_wna16.py:127)
+      Triton        4 and 8 bits, scales by group only (compressed_tensors_moe_wna16.py:127)
+      Humming       as for dense, scales by group only (compressed_tensors_moe_wna16.py:127)
+    vLLM, tables    codes that do not cross from one word into the next, so 2, 4 and 8 bits
+                    (layers/quantization/compressed_tensors/compressed_tensors_embedding.py:97)
     vLLM on a CPU   kernels/linear/mixed_precision/cpu.py:27: 4 bits, k % 32, n % 32; experts need AMX, and no groups
                     of 32 (layers/fused_moe/experts/cpu_moe.py:883, :909)
     SGLang, dense   Marlin, Ampere and newer, and no padding: its tiles are 128 x 64 or 64 x 128
                     (kernels/jit/csrc/gemm/marlin/gptq_marlin.cuh:117, :231); whole groups
                     (srt/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py:128)
 
-    bits            all of these take 4 and 8. vLLM builds 2 to 8 (compressed_tensors_wNa16.py:41), but only Humming
-                    multiplies by the others; SGLang stops (compressed_tensors_wNa16.py:55)
+    bits            4 and 8, where nothing else is said. vLLM builds 2 to 8 (compressed_tensors_wNa16.py:41) in words
+                    without gaps (:70), as compressed-tensors packs them since 0.18; SGLang stops at others than 4 and 8
+                    (compressed_tensors_wNa16.py:55)
 
 `x % m` above means that m divides x. Letters: n out_features, k in_features, h hidden_size, i width of an expert, g
-group_size. Exllama takes no bf16. Conch and Humming are optional packages, which verdicts do not count on.
+group_size. Exllama takes no bf16. Conch is an optional package, which verdicts do not count on.
 """
 
 from dataclasses import dataclass
@@ -41,11 +50,20 @@ _MACHETE_GROUPS: Final = {None, 64, 128}
 _TRITON_GROUPS: Final = {256}
 _INT4: Final = 4
 _KERNEL_BITS: Final = {4, 8}
+_HUMMING_BITS: Final = range(2, 9)
+_LEAST_GROUP: Final = 16
 _CPU_TILE: Final = 32
 
+_WORD: Final = 32
+
 _MARLIN: Final = "Marlin"
+_VLLM_MARLIN: Final = "Marlin (Humming on Hopper)"
 _MACHETE: Final = "Marlin (Machete on Hopper)"
 _TRITON: Final = "Triton"
+_HUMMING: Final = "Humming"
+_OF_ROWS: Final = (
+    "on Hopper only with `--moe-backend marlin`: Humming, which stands before it there, takes scales by group"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +106,14 @@ class Kernel:
     Args:
         kernel: name of the kernel.
         padded: the sizes that it pads, and to which sizes, as text; empty without padding.
-        slow: reason why the engine's best kernel does not take the part, or what this kernel needs; empty otherwise.
+        slow: what this kernel needs, or why it is not the engine's best for the part; empty otherwise.
+        note: remark that holds for all parts that it takes; empty without one.
     """
 
     kernel: str
     padded: str = ""
     slow: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +125,16 @@ class NoKernel:
 
 def vllm_linear(part: Partition, packing: Packing) -> Kernel | NoKernel:
     """Return vLLM's kernel for a Linear on an NVIDIA GPU, or why it has none."""
-    if odd := _odd_bits(packing):
-        return odd
     g = packing.group_size
     if torn := _torn(part.k, part.full_k, g):
         return torn
-    if g in _MARLIN_GROUPS:
+    if packing.num_bits in _KERNEL_BITS and g in _MARLIN_GROUPS:
         padded = _marlin_padding(part.n, part.k, g)
-        hopper = g in _MACHETE_GROUPS and part.k % 64 == 0 and part.n % 128 == 0
-        return Kernel(_MACHETE if hopper else _MARLIN, padded)
+        machete = g in _MACHETE_GROUPS and part.k % 64 == 0 and part.n % 128 == 0
+        return Kernel(_MACHETE if machete else _VLLM_MARLIN, padded)
     if packing.num_bits == _INT4 and part.n % 8 == 0 and (g in _TRITON_GROUPS or g == part.full_k):
-        return Kernel(_TRITON, slow=f"Marlin takes no groups of {g}")
-    return NoKernel(Reason(f"no kernel for groups of {g}"))
+        return Kernel(_TRITON, slow=f"slower: Marlin takes no groups of {g}")
+    return _humming(packing, part.k)
 
 
 def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Kernel | NoKernel:
@@ -128,20 +146,33 @@ def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Kernel | NoKe
         full_i: width of each expert.
         packing: packing of all three projections.
     """
-    if odd := _odd_bits(packing):
-        return odd
-    g = packing.group_size
+    g, bits = packing.group_size, packing.num_bits
     if torn := _torn(h, h, g) or _torn(i, full_i, g):
         return torn
-    if h % 128 == 0 and g in _MARLIN_GROUPS:
+    if bits in _KERNEL_BITS and h % 128 == 0 and g in _MARLIN_GROUPS:
         wide = _round_up(i, lcm(64, g or 1))
-        return Kernel(_MARLIN, f"{i} to {wide}" if wide != i else "")
+        padded = f"{i} to {wide}" if wide != i else ""
+        return Kernel(_VLLM_MARLIN, padded) if g else Kernel(_MARLIN, padded, _OF_ROWS)
     if g is None:
-        return NoKernel(
-            Reason(f"scales of whole rows need Marlin, which needs a hidden size that 128 divides, not {h}")
-        )
+        needs = f"a hidden size that 128 divides, not {h}" if bits in _KERNEL_BITS else f"4 or 8 bits, not {bits}"
+        return NoKernel(Reason(f"scales of whole rows need Marlin, which needs {needs}"))
+    if bits not in _KERNEL_BITS:
+        found = _humming(packing, h)
+        return found if isinstance(found, NoKernel) else _humming(packing, i)
     why = f"Marlin takes no groups of {g}" if g not in _MARLIN_GROUPS else f"Marlin takes no hidden size of {h}"
-    return Kernel(_TRITON, slow=why)
+    return Kernel(_TRITON, slow=f"slower: {why}")
+
+
+def vllm_table(packing: Packing) -> NoKernel | None:
+    """Return why vLLM's lookup does not read a packed table; None if it does."""
+    if _WORD % packing.num_bits == 0:
+        return None
+    return NoKernel(
+        Reason(
+            f"codes of {packing.num_bits} bits cross from one word into the next, which its lookup does not read",
+            source="compressed_tensors_embedding.py:97",
+        )
+    )
 
 
 def vllm_cpu_linear(part: Partition, packing: Packing) -> Kernel | NoKernel:
@@ -176,6 +207,24 @@ def sglang_linear(part: Partition, packing: Packing) -> Kernel | NoKernel:
             Reason(f"{part.n} x {part.k} fits no tile of Marlin (128 x 64, 64 x 128), and SGLang does not pad")
         )
     return Kernel(_MARLIN)
+
+
+def _humming(packing: Packing, k: int) -> Kernel | NoKernel:
+    """Return vLLM's kernel for what its other kernels do not take, or why it has none.
+
+    Args:
+        packing: packing of the weight.
+        k: in_features on one GPU.
+    """
+    g, bits = packing.group_size, packing.num_bits
+    if bits not in _HUMMING_BITS:
+        return NoKernel(Reason(f"no kernel for {bits} bits"))
+    if g is not None and (g < _LEAST_GROUP or g & (g - 1)):
+        return NoKernel(Reason(f"no kernel for groups of {g}"))
+    if k * bits % _WORD:
+        return NoKernel(Reason(f"{k} inputs of {bits} bits are no whole words"))
+    what = f"groups of {g}" if bits in _KERNEL_BITS else f"{bits} bits"
+    return Kernel(_HUMMING, note=f"{_HUMMING} is compiled when the server starts: Marlin takes no {what}")
 
 
 def _odd_bits(packing: Packing) -> NoKernel | None:

@@ -27,6 +27,7 @@ from g4convert.engines.limits import (
     vllm_cpu_linear,
     vllm_experts,
     vllm_linear,
+    vllm_table,
 )
 from g4convert.engines.module import Module, ModuleKind
 from g4convert.engines.reason import Reason
@@ -228,7 +229,7 @@ class _Split:
                     yield Remark(Topic.UNEVEN, subject, reason, role=role)
                 case NoKernel(reason):
                     yield Remark(Topic.GROUP, subject, reason, role=role)
-                case Kernel(kernel, padded, slow):
+                case Kernel(kernel, padded, slow, note):
                     yield Remark(Topic.KERNEL, "", Reason(kernel))
                     if padded:
                         yield Remark(
@@ -238,7 +239,9 @@ class _Split:
                             role=role,
                         )
                     if slow:
-                        yield Remark(Topic.SLOW, subject, Reason(f"{kernel}, slower: {slow}"), role=role)
+                        yield Remark(Topic.SLOW, subject, Reason(f"{kernel}, {slow}"), role=role)
+                    if note:
+                        yield Remark(Topic.SLOW, "", Reason(note))
 
     def _taken(self, module: Module, packing: Packing | None, tp: int) -> Kernel | NoKernel | Uneven | None:
         """Return the kernel of a module, or the reason why there is none; None for a plain module."""
@@ -247,6 +250,8 @@ class _Split:
             if isinstance(part, Uneven) or packing is None:
                 return part if isinstance(part, Uneven) else None
             return _DENSE[self.contract.engine](part, packing)
+        if module.kind is ModuleKind.EMBEDDING and packing and self.contract.engine == "vllm":
+            return vllm_table(packing)
         experts = self.weights.architecture.text.experts
         if module.kind is not ModuleKind.EXPERTS or experts is None:
             return None  # engines pad tables, and heads that are not packed

@@ -26,7 +26,7 @@ LATTICE_BITS: Final = 4
 """Bits of the QAT grids that method lattice finds."""
 _GROUPS = (32, 64, 128)
 _SMALL = (8, 16)
-"""Group sizes that transformers reads; vLLM and SGLang have no kernels for Linears with them."""
+"""Group sizes that transformers reads; of kernels for Linears, vLLM has only Humming for 16, and SGLang has none."""
 _WORD = 8  # codes of 4 bits in an int32
 
 
@@ -172,7 +172,11 @@ def _fitting(recipe: Recipe, packed: Iterable[Packable], wrong: Sequence[int]) -
     odd = {one.weight.shape[1]: one.role for one in packed if one.weight.shape[1] % _GROUPS[0]}
     kept = " ".join(f"--bits {role}=16" for role in sorted({*odd.values()}))
     sizes = ", ".join(map(str, sorted(odd)))
-    also = f", or {option} {' or '.join(map(str, small))} (no Linears of vLLM and SGLang)" if small else ""
+    also = (
+        f", or {option} {' or '.join(map(str, small))} (of Linears, SGLang reads none, vLLM those of 16)"
+        if small
+        else ""
+    )
     return f"none of 32, 64, 128 divides {sizes}: {kept}, or --group-size channel{also}"
 
 

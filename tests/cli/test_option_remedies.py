@@ -29,7 +29,7 @@ OPTIONS: Mapping[str, Options] = {
     "groups that divide none": Options(
         "--pack attention --pack vision_tower",
         "none of 32, 64, 128 divides 80: --bits vision_tower=16, or --group-size channel, "
-        "or --group-size 8 or 16 (no Linears of vLLM and SGLang)",
+        "or --group-size 8 or 16 (of Linears, SGLang reads none, vLLM those of 16)",
         (
             "--pack attention --pack vision_tower --bits vision_tower=16",
             *(f"--pack attention --pack vision_tower --group-size {size}" for size in ("channel", "8", "16")),

@@ -57,7 +57,7 @@ def test_the_card_names_who_refuses_the_result(dense: Path, g4convert: Program, 
 
 
 def test_no_command_is_offered_that_vllm_refuses(dense: Path, g4convert: Program, tmp_path: Path) -> None:
-    ran = g4convert("quantize", dense, "-o", tmp_path / "out", "--group-size", 16)
+    ran = g4convert("quantize", dense, "-o", tmp_path / "out", "--group-size", 8)
     assert "\nnot for vLLM 0.33" in ran.out
     assert "vllm serve" not in ran.out
 

@@ -36,6 +36,9 @@ ROWS = (
     row(MOE, {"group_size": 64}, "vllm 1", YES),
     row(MOE, {"group_size": 64}, "vllm 2", NO, "704 inputs / 2 = 352, not a multiple of 64", "2112 inputs / 2 = 1056"),
     row(MOE, {"group_size": "channel"}, "vllm 4", CAVEAT, "experts: padded from 176 to 192"),
+    row(
+        MOE, {"group_size": "channel"}, "vllm 1", CAVEAT, "experts: Marlin, on Hopper only with `--moe-backend marlin`"
+    ),
     row(MOE, EXPERTS, "vllm 2", CAVEAT, "padded from 352 to 384"),
     row(MOE, EXPERTS, "vllm 4", CAVEAT, "--enable-expert-parallel", "704 inputs / 4 = 176"),
     row(MOE, {**EXPERTS, "group_size": 64}, "vllm 2", CAVEAT, "--enable-expert-parallel", "704 inputs / 2 = 352"),
@@ -73,9 +76,22 @@ ROWS = (
     row("31B", {}, "vllm 64", NO, "32 heads cannot be split over 64 GPUs"),
     row("31B", {}, "vllm 12", NO, "32 heads cannot be split over 12 GPUs"),
     row("31B", {"group_size": 256}, "vllm 1", CAVEAT, "Triton, slower: Marlin takes no groups of 256"),
-    row("31B", {"group_size": 256, "num_bits": 8}, "vllm 1", NO, "no kernel for groups of 256"),
+    row(
+        "31B",
+        {"group_size": 256, "num_bits": 8},
+        "vllm 1",
+        CAVEAT,
+        "Humming is compiled when the server starts: Marlin takes no groups of 256",
+    ),
     row("31B", {"group_size": 256}, "sglang 1", NO, "no kernel for groups of 256"),
-    row("31B", {"group_size": 16}, "vllm 1", NO, "no kernel for groups of 16"),
+    row("31B", {"group_size": 8}, "vllm 1", NO, "no kernel for groups of 8"),
+    row(
+        "31B",
+        {"group_size": 16},
+        "vllm 1",
+        CAVEAT,
+        "Humming is compiled when the server starts: Marlin takes no groups of 16",
+    ),
     row("31B", {"group_size": 16}, "sglang 1", NO, "no kernel for groups of 16"),
     row("31B", {"group_size": 16}, "transformers", YES),
     row("31B", {"group_size": "channel", "num_bits": 8}, "vllm 8", YES),
@@ -129,8 +145,8 @@ def test_a_drafter_loads_kept_and_packed(size: str, engine: str) -> None:
         assert verdict(planned_weights(plan), engine, 1).loads is YES
 
 
-def test_hopper_has_machete_for_larger_groups_only() -> None:
-    assert verdict(weights_of("31B", {}), "vllm", 1).kernels == ("Marlin",)
+def test_hopper_has_machete_for_larger_groups_and_humming_for_others() -> None:
+    assert verdict(weights_of("31B", {}), "vllm", 1).kernels == ("Marlin (Humming on Hopper)",)
     assert verdict(weights_of("31B", {"group_size": 128}), "vllm", 1).kernels == ("Marlin (Machete on Hopper)",)
 
 

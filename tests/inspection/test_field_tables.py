@@ -122,7 +122,8 @@ def test_vllm_alone_reads_experts_that_are_packed_in_one_tensor(
     quantized(moe, tmp_path / "four", method="minmax", group_size=group_size)
     found = checked(rewritten(tmp_path / "four", tmp_path / "out", joined))
     assert not codes(found)
-    assert loads(found) == {"transformers": Loads.NO, "vllm": Loads.YES, "sglang": Loads.NO}
+    reads = Loads.YES if group_size == 32 else Loads.CAVEAT  # Hopper needs a flag for scales of rows
+    assert loads(found) == {"transformers": Loads.NO, "vllm": reads, "sglang": Loads.NO}
     said = section(tmp_path / "four")
     said["config_groups"]["group_0"]["weights"] |= {"group_size": 64, "strategy": "group"}
     wrong = checked(rewritten(tmp_path / "out", tmp_path / "wrong", dict, quantization_config=said))

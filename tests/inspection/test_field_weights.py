@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Checkpoints, Packed
 from helpers.checked import beside, checked, codes, dense_out, loads, modules, section
 from helpers.conversions import quantized
+from helpers.other_bits import in_bits
 from helpers.rewriting import Tensors, rewritten
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -134,25 +136,32 @@ def test_zero_points_in_another_form_stop_all_engines(kind: str, dense_out: Path
     assert any(one.code == "static.packed" and "weight_zero_point" in one.found for one in found.report.findings)
 
 
+@pytest.mark.parametrize("bits", [3, 6])
 @pytest.mark.parametrize("family", ["dense", "moe"])
-def test_three_bits_are_packed_right_but_have_no_kernel(
-    family: str, request: pytest.FixtureRequest, tmp_path: Path
+def test_other_bits_have_humming_in_vllm_and_no_kernel_in_sglang(
+    family: str, bits: int, checkpoints: Checkpoints, packed: Packed, tmp_path: Path
 ) -> None:
-    """Recorded: transformers 5.22.2 loads them, vLLM 0.33 has only the optional Humming, SGLang takes 4 and 8."""
-    quantized(request.getfixturevalue(family), tmp_path / "four", method="minmax")
-    said = section(tmp_path / "four")
-    said["config_groups"]["group_0"]["weights"]["num_bits"] = 3
-
-    def change(tensors: Tensors) -> Tensors:
-        words = {name: tensor for name, tensor in tensors.items() if name.endswith(".weight_packed")}
-        return tensors | {name: one[:, : one.shape[1] * 3 // 4].clone() for name, one in words.items()}
-
-    found = checked(rewritten(tmp_path / "four", tmp_path / "out", change, quantization_config=said))
-    assert not codes(found) - {"engines.vllm", "engines.sglang", "engines.transformers"}
+    """Transformers 5.22.2 loads them; of vLLM 0.33 and SGLang the sources were read."""
+    out = in_bits(checkpoints(family), packed(family, num_bits=8, method="minmax"), tmp_path / "out", bits)
+    found = checked(out)
+    assert not codes(found) - {"engines.sglang", "engines.transformers"}
     assert (loads(found)["transformers"] is Loads.NO) is (family == "moe")  # it has no mapping for single experts
-    assert loads(found)["vllm"] is loads(found)["sglang"] is Loads.NO
-    reasons = [remark.line for one in found.verdicts if one.engine != "transformers" for remark in one.problems]
-    assert any("no kernel for 3 bits" in line for line in reasons)
+    assert (loads(found)["vllm"], loads(found)["sglang"]) == (Loads.CAVEAT, Loads.NO)
+    said = [remark.line for one in found.verdicts if one.engine == "vllm" for remark in one.told]
+    assert said == [f"Humming is compiled when the server starts: Marlin takes no {bits} bits"]
+    lines = [remark.line for one in found.verdicts if one.engine == "sglang" for remark in one.problems]
+    assert any((f"no kernel for {bits} bits" if family == "dense" else "Gemma has GELU") in line for line in lines)
+
+
+@pytest.mark.parametrize(("bits", "read"), [(2, True), (6, False)])
+def test_vllm_looks_up_codes_that_keep_to_their_words(
+    *, bits: int, read: bool, checkpoints: Checkpoints, packed: Packed, tmp_path: Path
+) -> None:
+    tables = packed("e2b", num_bits=8, method="minmax", bits={"ple_embedding": 8})
+    out = in_bits(checkpoints("e2b"), tables, tmp_path / "out", bits)
+    found = checked(out)
+    problems = [remark.line for one in found.verdicts if one.engine == "vllm" for remark in one.problems]
+    assert any("which its lookup does not read" in line for line in problems) is not read
 
 
 def test_scales_that_zero_points_belong_to_are_never_read_without_them(dense_out: Path, tmp_path: Path) -> None:
