@@ -86,8 +86,8 @@ class CalibrationFile:
         except ValueError as error:
             raise InputError(f"{path}: a calibration file of another form: {error}", hint=_HINT) from error
         if metadata.get("sha256") != hash_of_tokens(ids, pictures):
-            what = "ids" if pictures is None else "ids and pictures"
-            raise InputError(f"{path}: its {what} do not have the hash it states: damaged", hint=_HINT)
+            content_name = "ids" if pictures is None else "ids and pictures"
+            raise InputError(f"{path}: its {content_name} do not have the hash it states: damaged", hint=_HINT)
         if pictures is not None and pictures.rows[-1, 0] >= len(ids):
             raise InputError(f"{path}: pictures of row {pictures.rows[-1, 0]}, and {len(ids)} rows", hint=_HINT)
         if metadata.get("statistics", "") != (hash_of(arrays) if arrays else ""):

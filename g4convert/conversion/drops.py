@@ -59,11 +59,11 @@ def all_zero(stored: StoredTensor, reader: Reader) -> bool:
     return not any(_read(stored, reader, 0, stored.info.nbytes))
 
 
-def same_values(one: StoredTensor, other: StoredTensor, reader: Reader) -> bool:
+def same_values(tensor: StoredTensor, other: StoredTensor, reader: Reader) -> bool:
     """Return whether two tensors hold the same numbers; bf16 is compared with fp32 by value."""
-    if one.info.shape != other.info.shape:
+    if tensor.info.shape != other.info.shape:
         return False
-    narrow, wide = sorted((one, other), key=lambda stored: stored.info.nbytes)
+    narrow, wide = sorted((tensor, other), key=lambda stored: stored.info.nbytes)
     if narrow.info.dtype is not wide.info.dtype and (narrow.info.dtype, wide.info.dtype) != (DType.BF16, DType.F32):
         return False
     size, times = narrow.info.nbytes, wide.info.nbytes // max(narrow.info.nbytes, 1)

@@ -60,13 +60,13 @@ def plan_facts(
     }
 
 
-def differences(left: object, right: object, path: str = "") -> Iterable[tuple[str, object, object]]:
+def differences(before: object, after: object, path: str = "") -> Iterable[tuple[str, object, object]]:
     """Yield the path and both values of every leaf in which two JSON values differ."""
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        for key in sorted({*left, *right}):
-            yield from differences(left.get(key), right.get(key), f"{path}.{key}" if path else key)
-    elif left != right:
-        yield path, left, right
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in sorted({*before, *after}):
+            yield from differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+    elif before != after:
+        yield path, before, after
 
 
 def check_unchanged(checkpoint: Checkpoint, reader: Reader) -> None:

@@ -65,28 +65,31 @@ class Job:
     @property
     def files(self) -> tuple[Path, ...]:
         """Files that are read beside the source: the calibration file that the user named, and those of the recipe."""
-        named = map(Path, {self.recipe.name, *self.recipe.origins.values()})
-        given = () if self.calibration is None else (self.calibration,)
-        return (*given, *sorted(path for path in named if path.is_file()))
+        recipe_files = map(Path, {self.recipe.name, *self.recipe.origins.values()})
+        named_file = () if self.calibration is None else (self.calibration,)
+        return (*named_file, *sorted(path for path in recipe_files if path.is_file()))
 
-    def check_place(self, staging: Staging, checkpoint: Checkpoint, made: Mapping[str, Any] | None = None) -> None:
+    def check_place(self, staging: Staging, checkpoint: Checkpoint, planned: Mapping[str, Any] | None = None) -> None:
         """Check that the output may be written, and that nothing that is read lies where the run writes or deletes.
 
         Args:
             staging: directories of the output.
             checkpoint: the source.
-            made: see `Staging.check`.
+            planned: see `Staging.check`.
 
         Raises:
             UsageError: see `Staging.check` and `check_inputs`.
         """
-        own = self.own_calibration
-        beside = [own.with_name(f"{own.name}{end}") for end in (".partial", ".lock")]
-        calibration = [own, *beside] if self.recipe.recipe.is_calibrated else []
-        given = self.calibration
-        places = [*staging.places, *(path for path in calibration if given is None or not is_same(path, given))]
+        own_file = self.own_calibration
+        beside = [own_file.with_name(f"{own_file.name}{end}") for end in (".partial", ".lock")]
+        calibration = [own_file, *beside] if self.recipe.recipe.is_calibrated else []
+        named_file = self.calibration
+        places = [
+            *staging.places,
+            *(path for path in calibration if named_file is None or not is_same(path, named_file)),
+        ]
         check_inputs(self.output, places, checkpoint, self.files)
-        staging.check(overwrite=self.overwrite, made=made)
+        staging.check(overwrite=self.overwrite, planned=planned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +152,9 @@ def _check_method(job: Job, plan: Plan) -> None:
     """Raise if a calibrated method cannot run on this model or device, or has nothing to do, or another has a file."""
     method, calibrated = job.recipe.recipe.method.value, plan.recipe.is_calibrated
     if not plan.quantized and (calibrated or job.calibration is not None):
-        what = f"method {method}" if job.calibration is None else "--calibration"
+        subject = f"method {method}" if job.calibration is None else "--calibration"
         hint = "--method mse" if job.calibration is None else "leave it out, with --method mse"
-        raise UsageError(f"{what}: nothing is packed, so there is nothing to calibrate", hint=hint)
+        raise UsageError(f"{subject}: nothing is packed, so there is nothing to calibrate", hint=hint)
     if calibrated and plan.architecture.is_assistant:
         raise UnsupportedError(f"method {method}: a drafter reads another model's states", hint="--method mse")
     if not calibrated and job.calibration is not None:

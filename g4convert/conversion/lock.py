@@ -105,9 +105,9 @@ class Lock:
 
     def _try_to_lock(self) -> bool:
         """Open and lock the file; return False if the path has meanwhile become another file."""
-        fd, made = _open(self.path)
+        fd, is_new = _open(self.path)
         try:
-            self._lock(fd, made=made)
+            self._lock(fd, is_new=is_new)
         except BaseException:
             os.close(fd)
             raise
@@ -117,19 +117,19 @@ class Lock:
         os.close(fd)
         return False
 
-    def _lock(self, fd: int, *, made: bool) -> None:
+    def _lock(self, fd: int, *, is_new: bool) -> None:
         """Lock an open file; where the file system has no locks, a file that was just made counts as locked."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
         except OSError as error:
-            if error.errno in _NO_LOCKS and made:
+            if error.errno in _NO_LOCKS and is_new:
                 return
             if error.errno in _NO_LOCKS:
                 hint = f"this file system has no locks: delete {self.path} if that process is gone"
                 raise self._another_run(_describe_owner(self.path), hint) from error
-            if made:
+            if is_new:
                 self.path.unlink()
             raise refusal(error, f"{self.path}: cannot be locked") from error
 

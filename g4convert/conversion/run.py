@@ -231,7 +231,7 @@ def _start(conversion: Conversion, reader: Reader, lock: Lock, layers: Layers | 
         facts["calibration"] = dict(layers.fingerprint)
     write_others = partial(write_known, conversion.checkpoint, layout, conversion.config)
     names = names_of_files(conversion.checkpoint, layout)
-    journaled = staging.done(facts, names, layout, overwrite=job.overwrite)
+    journaled = staging.reopen(facts, names, layout, overwrite=job.overwrite)
     if journaled is None:
         staging.make(layout, facts, write_others)
         journaled = {}

@@ -83,20 +83,20 @@ class Staging:
         """Journals in OUT, which got its name with them."""
         return [path for path in self.target.glob(JOURNALS) if is_journal(path)]
 
-    def check(self, *, overwrite: bool, made: Mapping[str, Any] | None = None) -> None:
+    def check(self, *, overwrite: bool, planned: Mapping[str, Any] | None = None) -> None:
         """Check that the output is new, empty, or a checkpoint that may be replaced.
 
         Args:
             overwrite: True if an existing checkpoint may be replaced.
-            made: version and entries of g4convert.json, to tell from those of the checkpoint that is there.
+            planned: version and entries of g4convert.json, to tell from those of the checkpoint that is there.
 
         Raises:
             UsageError: the output is none of these, lies below a file, is a mount point, or is the current directory.
         """
         check_name(self)
-        check_replaceable(self, overwrite=overwrite, made=made)
+        check_replaceable(self, overwrite=overwrite, planned=planned)
 
-    def done(
+    def reopen(
         self, fingerprint: Mapping[str, Any], names: Collection[str], layout: Layout, *, overwrite: bool
     ) -> dict[int, Done] | None:
         """Return the finished units in the journals of OUT.partial; None, with OUT.partial removed, if there are none.

@@ -43,13 +43,13 @@ def check_name(staging: "Staging") -> None:
         )
 
 
-def check_replaceable(staging: "Staging", *, overwrite: bool, made: Mapping[str, Any] | None = None) -> None:
+def check_replaceable(staging: "Staging", *, overwrite: bool, planned: Mapping[str, Any] | None = None) -> None:
     """Check that the output is new, empty, or a checkpoint that may be replaced.
 
     Args:
         staging: directories of the output.
         overwrite: True if an existing checkpoint may be replaced.
-        made: see `Staging.check`.
+        planned: see `Staging.check`.
 
     Raises:
         UsageError: the output is none of these.
@@ -60,7 +60,7 @@ def check_replaceable(staging: "Staging", *, overwrite: bool, made: Mapping[str,
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
-        text = f"not empty{describe_existing(target, made)}"
+        text = f"not empty{describe_existing(target, planned)}"
         raise UsageError(f"{output}: {text}", hint=f"{_ANOTHER}, or --overwrite to replace this one")
     if not (target / "config.json").is_file():
         text = "not empty, and holds no config.json: not a checkpoint, so not overwritten"

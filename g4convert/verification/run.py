@@ -138,7 +138,7 @@ def _run_weights(
         why = "a stored reference holds no weights" if asked.is_captured else "there is no reference"
         severity = Severity.INCONCLUSIVE if asked.depth is Level.WEIGHTS else Severity.INFO
         remedy = "pass the checkpoint itself: --reference MODEL"
-        stopped = _stopped_finding(Level.WEIGHTS, why, remedy, severity=severity, what="values not compared")
+        stopped = _stopped_finding(Level.WEIGHTS, why, remedy, severity=severity, outcome="values not compared")
         return Judged((*hashes, stopped), {})
     from g4convert.verification.weights.level import bound, check_weights  # noqa: PLC0415 -- brings torch; static needs none
 
@@ -194,9 +194,9 @@ def _check_order(asked: Request, directories: _Opened) -> None:
 
 
 def _stopped_finding(
-    level: Level, why: str, remedy: str, *, severity: Severity = Severity.INCONCLUSIVE, what: str = "not run"
+    level: Level, why: str, remedy: str, *, severity: Severity = Severity.INCONCLUSIVE, outcome: str = "not run"
 ) -> Finding:
-    return Finding(f"{level}.stopped", severity, f"level {level}", f"{what}: {why}", "", remedy)
+    return Finding(f"{level}.stopped", severity, f"level {level}", f"{outcome}: {why}", "", remedy)
 
 
 def _run_static(asked: Request, directories: _Opened) -> Iterator[Finding]:
@@ -260,7 +260,7 @@ def _reference_digest(asked: Request, reference: Checkpoint | None) -> str:
     """Return the digest of the reference checkpoint, or of the checkpoint that a stored reference was made of."""
     if reference is not None:
         return reference.digest()
-    from g4convert.verification.logits.capture import Captured  # noqa: PLC0415 -- brings torch
+    from g4convert.verification.logits.capture import StoredReference  # noqa: PLC0415 -- brings torch
 
     assert asked.reference is not None  # noqa: S101 -- called only with a reference
-    return str(Captured.open(asked.reference).facts.get("source", ""))
+    return str(StoredReference.open(asked.reference).facts.get("source", ""))

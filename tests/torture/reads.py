@@ -18,7 +18,7 @@ from g4convert.forward.conversations import read_prompts
 from g4convert.verification.engine.http import Reply, Server
 from g4convert.verification.engine.prompts import EngineRefusal, Prompt
 from g4convert.verification.engine.sglang import Sglang
-from g4convert.verification.logits.capture import Captured
+from g4convert.verification.logits.capture import StoredReference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +94,7 @@ class Reads:
         path.unlink(missing_ok=True)
         path.write_bytes(self._stored)
         damage(path, self._chance)
-        Captured.open(path)
+        StoredReference.open(path)
         if path.read_bytes() != self._stored:
             self.faults.append(f"round {self._rounds}: a damaged reference is used")
 

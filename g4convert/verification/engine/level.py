@@ -153,7 +153,7 @@ def check_engine(
     if not answered:
         return Judged(tuple(findings), {})
     progress.say("engine: comparing with the dequantized weights")
-    measured = _EngineComparison(answered, answers, started, top).measured(model, half)
+    measured = _EngineComparison(answered, answers, started, top).measure(model, half)
     findings += judge_parity(measured, profiles.load("parity"), dtype=started.dtype or _DTYPE)
     asked = {"probes": {"count": len(answered), "digest": digest(answered)}}
     return Judged(tuple(findings), {"engine": started.to_dict() | asked | measured.to_dict()})
@@ -224,25 +224,27 @@ class _EngineComparison:
     started: Started
     top: int
 
-    def measured(self, model: Model, half: Callable[[], Model] | None) -> MeasuredParity:
+    def measure(self, model: Model, half: Callable[[], Model] | None) -> MeasuredParity:
         """Run the reference once, and compare the reference with noise and the engine's answers with it."""
         dtype = self.started.dtype or _DTYPE
         noise = {}
         with self._attending_like_the_engine(model):
             reference = ModelCandidate(model, inside=False)
-            kept = self._run_reference(reference)
+            reference_outputs = self._run_reference(reference)
             with adding_noise(list(decoder_layers(model).values()), EPSILON[dtype], seed=_SEED):
-                noise["noise"] = self._compare_with_noise(kept, reference, self.probes)
+                noise["noise"] = self._compare_with_noise(reference_outputs, reference, self.probes)
         if dtype == "bfloat16" and half is not None:
             rounded = half()
             arguments = [
                 replace(probe, arguments=adapt_arguments(probe.arguments, model, rounded)) for probe in self.probes
             ]
             with self._attending_like_the_engine(rounded):
-                noise["rounding"] = self._compare_with_noise(kept, ModelCandidate(rounded, inside=False), arguments)
+                noise["rounding"] = self._compare_with_noise(
+                    reference_outputs, ModelCandidate(rounded, inside=False), arguments
+                )
         sums = AnswerSums()
         for probe in self.probes:
-            sums.add(probe, kept[probe.name], self.answers[probe.name])
+            sums.add(probe, reference_outputs[probe.name], self.answers[probe.name])
         return MeasuredParity(sums.parity(), noise)
 
     def _run_reference(self, reference: ModelCandidate) -> dict[str, KeptProbe]:
@@ -253,12 +255,12 @@ class _EngineComparison:
         return {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
 
     def _compare_with_noise(
-        self, kept: Mapping[str, KeptProbe], candidate: ModelCandidate, probes: Sequence[Probe]
+        self, reference_outputs: Mapping[str, KeptProbe], candidate: ModelCandidate, probes: Sequence[Probe]
     ) -> Parity:
         sums = AnswerSums()
 
         def add(probe: Probe, outputs: ProbeOutputs) -> None:
-            sums.add_outputs(probe, kept[probe.name], outputs, self.top)
+            sums.add_outputs(probe, reference_outputs[probe.name], outputs, self.top)
 
         run_all(candidate, probes, add)
         return sums.parity()

@@ -101,8 +101,8 @@ def better_recipes(
     limit = judged.passes if judged else 0.0
     high = judged_kl(values)
 
-    def way(options: str, what: str, share: float, other: Recipe, end: str = "") -> BetterRecipe:
-        nbytes = None if source is None else sum(one.after for one in role_sizes(make_plan(source, other)))
+    def make(options: str, what: str, share: float, other: Recipe, end: str = "") -> BetterRecipe:
+        nbytes = None if source is None else sum(role.after for role in role_sizes(make_plan(source, other)))
         kl, most = share * values["kl_mean"], share * high
         severity, name = expected_severity(most, profile), f"W{other.num_bits}A16{end}"
         return BetterRecipe(
@@ -112,22 +112,24 @@ def better_recipes(
     (losses, model), recipes = _measured_losses(out, recipe), []
     if own_loss := losses.get(recipe.method):
         least = own_loss
-        for one in _CALIBRATED:
-            if losses[one] < _LESS * least:
-                least, other = losses[one], _change(recipe, method=one)
-                recipes.append(way(option_for(recipe, one), "4 bits, calibrated", least / own_loss, other, f"-{one}"))
+        for method in _CALIBRATED:
+            if losses[method] < _LESS * least:
+                least, other = losses[method], _change(recipe, method=method)
+                recipes.append(
+                    make(option_for(recipe, method), "4 bits, calibrated", least / own_loss, other, f"-{method}")
+                )
         eight = load(EIGHT_BITS).recipe
         four = left_of(model, eight.group_size)[RecipeMethod.MSE]
-        recipes.append(way(f"-r {EIGHT_BITS}", "8 bits", OF_EIGHT * four / own_loss, eight))
+        recipes.append(make(f"-r {EIGHT_BITS}", "8 bits", OF_EIGHT * four / own_loss, eight))
     roles = [row for row in metrics["blame"].get("loss", {}).get("rows", ()) if row["kind"] == "role"]
     for row in roles:
-        others = sorted(one["module"] for one in roles if one is not row)
+        others = sorted(other["module"] for other in roles if other is not row)
         if row["share"] > 0 and others:
             packed = _change(recipe, pack=tuple(map(PackRole, others)))
             base = [f"-r {name}"] if name in shipped() and name != DEFAULT else []
-            options = " ".join([*base, *(f"--pack {one}" for one in others)])
-            recipes.append(way(options, row["module"] + _KEPT, 1 - row["share"], packed, f"-{'-'.join(others)}"))
-    return tuple(sorted(recipes, key=lambda one: (one.fails, one.kl if one.fails else one.nbytes or 0, one.kl)))
+            options = " ".join([*base, *(f"--pack {role}" for role in others)])
+            recipes.append(make(options, row["module"] + _KEPT, 1 - row["share"], packed, f"-{'-'.join(others)}"))
+    return tuple(sorted(recipes, key=lambda way: (way.fails, way.kl if way.fails else way.nbytes or 0, way.kl)))
 
 
 def judged_kl(values: Mapping[str, float]) -> float:
@@ -164,9 +166,11 @@ def _change(recipe: Recipe, **values: object) -> Recipe:
 
 def is_right(findings: Iterable[Finding]) -> bool:
     """Return whether the loss alone is too large: the packed path was judged, and nothing else fails."""
-    others = [one for one in findings if not one.code.startswith("logits.loss.")]
-    judged = any(one.code.startswith("logits.parity.") and one.severity is not Severity.INFO for one in others)
-    return judged and not any(one.severity is Severity.FAIL for one in others)
+    others = [finding for finding in findings if not finding.code.startswith("logits.loss.")]
+    judged = any(
+        finding.code.startswith("logits.parity.") and finding.severity is not Severity.INFO for finding in others
+    )
+    return judged and not any(finding.severity is Severity.FAIL for finding in others)
 
 
 def measured_on(out: Checkpoint) -> str:
@@ -177,7 +181,7 @@ def measured_on(out: Checkpoint) -> str:
 def add_advice(
     findings: Iterable[Finding], recipes: Sequence[BetterRecipe], *, high: float, model: str
 ) -> Iterator[Finding]:
-    """Yield findings, with the ways as the remedy of failures, or else warnings, of the loss.
+    """Yield findings, with better recipes as the remedy of failures, or else warnings, of the loss.
 
     Args:
         findings: findings of the level, of an output that is right.
@@ -186,13 +190,15 @@ def add_advice(
         model: name of the real model whose losses are set in proportion.
     """
     all_findings = list(findings)
-    lost = [one for one in all_findings if one.code.startswith("logits.loss.")]
-    worst = next((one for one in (Severity.FAIL, Severity.WARN) if any(loss.severity is one for loss in lost)), None)
-    useful = [one for one in recipes if not one.fails] or recipes
-    keeps_role = [one.what.endswith(_KEPT) for one in useful]
+    lost = [finding for finding in all_findings if finding.code.startswith("logits.loss.")]
+    severities = {finding.severity for finding in lost}
+    worst = next((severity for severity in (Severity.FAIL, Severity.WARN) if severity in severities), None)
+    useful = [recipe for recipe in recipes if not recipe.fails] or recipes
+    keeps_role = [recipe.what.endswith(_KEPT) for recipe in useful]
     scaled = [f"times the ratio of the two recipes on {model}"] if not all(keeps_role) else []
     how = " or ".join([*scaled, *(["less the kept part's share"] if any(keeps_role) else [])])
     here = f"{high:.2g} here{how and f', {how}'}"
-    remedy = "\n".join([_RIGHT.format(here=here), *(one.line for one in useful), _FIT])
-    for one in all_findings:
-        yield replace(one, remedy=remedy) if one in lost and one.severity is worst and not one.remedy else one
+    remedy = "\n".join([_RIGHT.format(here=here), *(recipe.line for recipe in useful), _FIT])
+    for finding in all_findings:
+        is_advised = finding in lost and finding.severity is worst and not finding.remedy
+        yield replace(finding, remedy=remedy) if is_advised else finding

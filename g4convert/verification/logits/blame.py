@@ -39,7 +39,7 @@ _EXPLAINED: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
+class Examination:
     """Errors of a candidate on the reference's inputs.
 
     Args:
@@ -57,7 +57,7 @@ class Examined:
 
 
 @dataclass(frozen=True, slots=True)
-class Blamed:
+class BlameRow:
     """One row of the table.
 
     Args:
@@ -95,7 +95,7 @@ class Blame:
     probes: tuple[str, ...]
     predictions: int
     compared: int
-    rows: tuple[Blamed, ...]
+    rows: tuple[BlameRow, ...]
 
     @property
     def clear(self) -> bool:
@@ -110,7 +110,7 @@ def examine(
     *,
     limit: float,
     progress: Progress | None = None,
-) -> Examined:
+) -> Examination:
     """Run every module of a candidate on the inputs of its namesake in the reference.
 
     Args:
@@ -133,14 +133,14 @@ def examine(
             words |= inputs.differences(expected, actual, relative=10 ** (-limit / 20))
             progress.tick(1)
     progress.wait()
-    return Examined(teacher.errors(), words)
+    return Examination(teacher.errors(), words)
 
 
 def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limits, and who is told
     reference: ModelCandidate,
     candidate: ModelCandidate,
     probes: Sequence[Probe],
-    examined: Examined,
+    examined: Examination,
     *,
     limit: float,
     swaps: int = 12,
@@ -169,12 +169,12 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limit
     about = len(wrong) + len(examined.differences) + (0 if wrong else swaps + 4) + len(roles or {})
     progress.step("restoring modules one by one", about + 2, "")  # the candidate as it is runs before and after
     kl = measure.kl(nullcontext())
-    rows = [measure.swapped(error, kl) for error in wrong]
+    rows = [measure.swap(error, kl) for error in wrong]
     if sum(row.share for row in rows) < _EXPLAINED:
-        rows += measure.forced(kl, examined.differences)
+        rows += measure.force_inputs(kl, examined.differences)
     if max((row.share for row in rows), default=0.0) < _EXPLAINED:
         rows += _swap_layers(measure, errors, kl, {row.module for row in rows}, swaps)
-    rows += (row for role, leaf in (roles or {}).items() for row in measure.of_role(role, leaf, kl))
+    rows += (row for role, leaf in (roles or {}).items() for row in measure.swap_role(role, leaf, kl))
     ranked = sorted(rows, key=lambda row: -row.share)
     names = tuple(probe.name for probe in probes)
     predictions = sum(len(probe.targets) for probe in probes)
@@ -183,13 +183,13 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limit
 
 def _swap_layers(
     measure: "_KlMeasure", errors: Sequence[ModuleError], kl: float, listed: set[str], swaps: int
-) -> Iterator[Blamed]:
+) -> Iterator[BlameRow]:
     """Swap the roots with the lowest SQNR, then those parts of the root with the largest share that swap alone."""
     by_name = {error.name: error for error in errors if error.sqnr != float("inf")}
     worst = sorted((by_name[name] for name in measure.roots if name in by_name), key=lambda error: error.sqnr)
     best: tuple[float, str] = (0.0, "")
     for error in worst[:swaps]:
-        row = measure.swapped(error, kl)
+        row = measure.swap(error, kl)
         best = max(best, (row.share, error.name))
         if row.module not in listed:
             yield replace(row, kind="layer")
@@ -197,7 +197,7 @@ def _swap_layers(
     parts = [error for error in inside if measure.place_of(error.name) == error.name]
     for error in sorted(parts, key=lambda error: error.sqnr)[:swaps]:
         if error.label not in listed:
-            yield replace(measure.swapped(error, kl), kind="part")
+            yield replace(measure.swap(error, kl), kind="part")
 
 
 class _KlMeasure:
@@ -219,9 +219,9 @@ class _KlMeasure:
     def kl(self, change: AbstractContextManager[None]) -> float:
         """Return the mean KL over the scored tokens while `change` is active."""
         with change:
-            return self._kl([self._candidate.run(probe) for probe in self._probes])
+            return self._mean_kl([self._candidate.run(probe) for probe in self._probes])
 
-    def _kl(self, outputs: Sequence[ProbeOutputs]) -> float:
+    def _mean_kl(self, outputs: Sequence[ProbeOutputs]) -> float:
         """Return the mean KL of the candidate's outputs; probes that share a head share one matrix product."""
         parts = join_logits([output.rows for output in outputs])
         expected, targets = self._logits, [probe.targets for probe in self._probes]
@@ -232,16 +232,16 @@ class _KlMeasure:
         self._progress.tick(1)
         return total / len(self._together)
 
-    def swapped(self, error: ModuleError, kl: float) -> Blamed:
+    def swap(self, error: ModuleError, kl: float) -> BlameRow:
         """Replace one module of the candidate by the reference's, and return its row of the table."""
         name, note = error.name, ", ".join(error.tensors) and f"differs: {', '.join(error.tensors)}"
         place = self.place_of(name)
         if place != name:
             note = f"{note}; swapped with all of {label(place)}".lstrip("; ")
         remaining = self.kl(swapping_module(self._candidate.model, self._reference.model, place))
-        return Blamed(error.label, "module", _share(kl, remaining), remaining, error.sqnr, note)
+        return BlameRow(error.label, "module", _share(kl, remaining), remaining, error.sqnr, note)
 
-    def of_role(self, role: str, leaf: str, kl: float) -> Iterator[Blamed]:
+    def swap_role(self, role: str, leaf: str, kl: float) -> Iterator[BlameRow]:
         """Replace the modules of one role in every layer by the reference's, and yield the role's row if possible."""
         layers = decoder_layers(self._candidate.model)
         names = [f"{name}.{leaf}" for name, layer in layers.items() if hasattr(layer, leaf)]
@@ -251,9 +251,9 @@ class _KlMeasure:
             for name in names:
                 stack.enter_context(swapping_module(self._candidate.model, self._reference.model, name))
             remaining = self.kl(nullcontext())
-        yield Blamed(role, "role", _share(kl, remaining), remaining, float("nan"), f"{leaf} of {len(names)} layers")
+        yield BlameRow(role, "role", _share(kl, remaining), remaining, float("nan"), f"{leaf} of {len(names)} layers")
 
-    def forced(self, kl: float, differences: Mapping[str, str]) -> Iterator[Blamed]:
+    def force_inputs(self, kl: float, differences: Mapping[str, str]) -> Iterator[BlameRow]:
         """Run the candidate with each differing mask, position or embedding of the reference in turn; yield its row."""
         recorded: list[inputs.Inputs] = []
         for probe in self._probes if differences else ():
@@ -265,8 +265,8 @@ class _KlMeasure:
             for probe, reference_inputs in zip(self._probes, recorded, strict=True):
                 with inputs.forcing_input(self._candidate.model, reference_inputs, place):
                     outputs.append(self._candidate.run(probe))
-            remaining = self._kl(outputs)
-            yield Blamed(f"inputs: {place}", "inputs", _share(kl, remaining), remaining, float("nan"), note)
+            remaining = self._mean_kl(outputs)
+            yield BlameRow(f"inputs: {place}", "inputs", _share(kl, remaining), remaining, float("nan"), note)
 
     def place_of(self, name: str) -> str:
         """Return the module to swap for `name`: its root, if weights are loaded only while the root runs."""

@@ -55,7 +55,7 @@ _STATES: Final = ("layers", "embedders", "routers")
 
 
 @dataclass(frozen=True, slots=True)
-class Captured:
+class StoredReference:
     """A reference that was read from a file, or has just been written to it.
 
     Args:
@@ -151,7 +151,7 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
     overwrite: bool,
     check: Callable[[], None],
     progress: Progress,
-) -> Captured:
+) -> StoredReference:
     """Run a reference on probes, and store its outputs.
 
     Args:
@@ -189,12 +189,12 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
         "transformers": transformers.__version__,
     }
     by_name = {probe.name: outputs for probe, outputs in zip(probes, kept, strict=True)}
-    captured = Captured(tuple(probes), by_name, projection, {**versions, **facts})
+    captured = StoredReference(tuple(probes), by_name, projection, {**versions, **facts})
     _save(captured, path, overwrite=overwrite)
     return captured
 
 
-def _save(captured: Captured, path: Path, *, overwrite: bool) -> None:
+def _save(captured: StoredReference, path: Path, *, overwrite: bool) -> None:
     """Write a stored reference."""
     tensors: dict[str, torch.Tensor] = {}
     described = []

@@ -26,7 +26,7 @@ from g4convert.forward.probe import Probe
 from g4convert.progress import Progress
 from g4convert.report import Finding, Judged
 from g4convert.verification.gates import judge
-from g4convert.verification.logits.capture import Captured
+from g4convert.verification.logits.capture import StoredReference
 from g4convert.verification.logits.kept import KeptProbe, Projection
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, Metrics
 from g4convert.verification.logits.noise import EPSILON, Floor, adding_noise, floor
@@ -100,7 +100,7 @@ class _Passes:
         if against is not None:
             self.comparisons[against, name] = comparison
 
-    def measured(self) -> dict[str, Metrics]:
+    def measure(self) -> dict[str, Metrics]:
         """Return each candidate's distance from its reference."""
         together: dict[tuple[str, ...], list[Pair]] = {}
         for pair in self.comparisons:
@@ -147,7 +147,7 @@ def check_logits(
     Returns:
         Findings and metrics.
     """
-    stored = models.reference if isinstance(models.reference, Captured) else None
+    stored = models.reference if isinstance(models.reference, StoredReference) else None
     probes = probes or (stored.probes if stored else ())
     findings: list[Finding] = []
     passes = _Passes(probes, *_choose_storage(models.dequantized.model, probes, stored), progress)
@@ -169,7 +169,9 @@ def check_logits(
     return Judged((*findings, *inside), metrics | {"blame": {kind: asdict(table) for kind, table in blamed.items()}})
 
 
-def _choose_storage(model: Model, probes: Sequence[Probe], stored: Captured | None) -> tuple[Projection | None, int]:
+def _choose_storage(
+    model: Model, probes: Sequence[Probe], stored: StoredReference | None
+) -> tuple[Projection | None, int]:
     """Return the projection of kept hidden states (None keeps them whole), and the number of experts in a layer."""
     config = model.config.get_text_config()
     tokens = sum(probe.response.numel() for probe in probes)
@@ -195,7 +197,7 @@ def _run_passes(models: Models, passes: _Passes) -> tuple[dict[str, Metrics], Fl
     match models.reference:
         case None:
             pass
-        case Captured(kept=kept):
+        case StoredReference(kept=kept):
             original, passes.kept[_ORIGINAL] = _ORIGINAL, kept
         case reference:
             passes.progress.say("running the original")
@@ -214,6 +216,6 @@ def _run_passes(models: Models, passes: _Passes) -> tuple[dict[str, Metrics], Fl
     passes.progress.say("running the packed weights")
     passes.run("parity", models.candidate, against=_DEQUANTIZED)
     passes.progress.say("comparing their logits")
-    metrics = passes.measured()
+    metrics = passes.measure()
     measured = {kind: metrics[name] for kind, name in (("loss", _DEQUANTIZED), ("parity", "parity")) if name in metrics}
     return measured, floor({name: metrics[name] for name in _NOISES if name in metrics})

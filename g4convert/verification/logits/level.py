@@ -30,7 +30,7 @@ from g4convert.request import Request
 from g4convert.verification import profiles
 from g4convert.verification.changed import Stamps, find_changes, take_stamps
 from g4convert.verification.logits.advice import add_advice, better_recipes, is_right, judged_kl, measured_on
-from g4convert.verification.logits.capture import Captured, capture
+from g4convert.verification.logits.capture import StoredReference, capture
 from g4convert.verification.logits.cost import ComparisonCost
 from g4convert.verification.logits.judge import check_logits
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
@@ -69,7 +69,7 @@ def run_logits(
     """
     profile = profiles.load(asked.judged_by)
     measures_loss = profile.compares == "loss"
-    stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
+    stored = StoredReference.open(asked.reference) if asked.is_captured and asked.reference else None
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
     with memory_faults():
         progress.say("verifying level logits: loading the models")
@@ -110,7 +110,7 @@ def _loses_much(finding: Finding) -> bool:
 
 def store_reference(
     checkpoint: Checkpoint, output: Path, asked: Request, *, overwrite: bool = True, progress: Progress
-) -> Captured:
+) -> StoredReference:
     """Run a model on the probes and store its outputs, to judge candidates without the model later.
 
     Args:
@@ -160,7 +160,7 @@ def _check_unchanged(checkpoint: Checkpoint, before: Stamps) -> None:
         raise InputError(f"{checkpoint.path}: changed while it was read", offenders=wrong, hint=hint)
 
 
-def read_reference(checkpoint: Checkpoint, output: Path, asked: Request) -> Captured:
+def read_reference(checkpoint: Checkpoint, output: Path, asked: Request) -> StoredReference:
     """Read a stored reference that the same request made.
 
     Raises:
@@ -170,7 +170,7 @@ def read_reference(checkpoint: Checkpoint, output: Path, asked: Request) -> Capt
     if asked.prompts is not None:
         conversations(asked.prompts, checkpoint.path)
     try:
-        captured = Captured.open(output)
+        captured = StoredReference.open(output)
     except InputError as error:
         raise already_exists(output, error.message) from error
     if captured.facts.get("request") != _hash_request(checkpoint, asked):
@@ -178,7 +178,7 @@ def read_reference(checkpoint: Checkpoint, output: Path, asked: Request) -> Capt
     return captured
 
 
-def _describe_mismatch(captured: Captured, checkpoint: Checkpoint, asked: Request) -> str:
+def _describe_mismatch(captured: StoredReference, checkpoint: Checkpoint, asked: Request) -> str:
     """Describe how a stored reference differs from the requested one."""
     if captured.facts.get("source") != checkpoint.digest():
         return "of another model"
@@ -210,7 +210,9 @@ def load_model(  # noqa: PLR0913 -- what is loaded, and four ways to
     )
 
 
-def _drop_media_probes(stored: Captured | None, *, text_only: bool) -> tuple[Captured | None, list[Finding]]:
+def _drop_media_probes(
+    stored: StoredReference | None, *, text_only: bool
+) -> tuple[StoredReference | None, list[Finding]]:
     """Drop the media probes of a stored reference if the output is the text model alone (`text_only`)."""
     probes = stored.probes if stored and text_only else ()
     text = tuple(probe for probe in probes if probe.bucket not in MEDIA)
@@ -232,7 +234,7 @@ def _media_finding(found: str) -> Finding:
 
 
 def _choose_probes(
-    asked: Request, model: Model, stored: Captured | None, progress: Progress, *, directory: Path | None = None
+    asked: Request, model: Model, stored: StoredReference | None, progress: Progress, *, directory: Path | None = None
 ) -> tuple[Sequence[Probe], list[Finding]]:
     """Return the probes with their answers, and a finding that says whose answers are scored."""
     if stored is not None:
@@ -252,7 +254,7 @@ def _choose_probes(
     return answered, [_answers_finding("the reference's own, greedy")]
 
 
-def _prompts_origin(asked: Request, stored: Captured | None) -> str:
+def _prompts_origin(asked: Request, stored: StoredReference | None) -> str:
     """Return whose prompts are run."""
     return "stored" if stored is not None else "bundled" if asked.prompts is None else "own"
 

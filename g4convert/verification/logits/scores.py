@@ -120,21 +120,21 @@ def score(
     a, b, x, y = (_as_array(logits) for logits in (reference, candidate, *(raw or (reference, candidate))))
     out = np.zeros((len(a), COLUMNS))
     _run_in_threads(lambda rows: score_rows(a[rows], b[rows], x[rows], y[rows], out[rows]), len(a))
-    kl, log_p, log_q, best_p, best_q, alike, apart, known, finite = torch.from_numpy(out).unbind(-1)
-    known, finite = known.bool(), finite.bool()
-    both = known & finite
+    kl, log_p, log_q, best_p, best_q, alike, apart, reference_finite, finite = torch.from_numpy(out).unbind(-1)
+    reference_finite, finite = reference_finite.bool(), finite.bool()
+    both_finite = reference_finite & finite
     p, q = (_pick(logits, targets).double() - total for logits, total in ((reference, log_p), (candidate, log_q)))
     top = _pick(reference, best_p.long()).double() - log_p
     return TokenScores(
-        kl=torch.where(known, torch.where(finite, kl, torch.inf), torch.nan),
-        reference_logprob=torch.where(known, p, torch.nan),
+        kl=torch.where(reference_finite, torch.where(finite, kl, torch.inf), torch.nan),
+        reference_logprob=torch.where(reference_finite, p, torch.nan),
         candidate_logprob=torch.where(finite, q, -torch.inf),
-        agrees=both & (best_p == best_q),
-        confidence=torch.where(known, top.exp(), torch.nan),
-        cosine=torch.where(both, alike, -1.0),
-        difference=torch.where(both, apart, torch.inf),
+        agrees=both_finite & (best_p == best_q),
+        confidence=torch.where(reference_finite, top.exp(), torch.nan),
+        cosine=torch.where(both_finite, alike, -1.0),
+        difference=torch.where(both_finite, apart, torch.inf),
         finite=finite,
-        reference_finite=known,
+        reference_finite=reference_finite,
     )
 
 

@@ -18,8 +18,8 @@ from g4convert.forward.streaming import stream_of
 from g4convert.progress import Progress
 from g4convert.report import Finding, Severity
 from g4convert.verification.logits.activations import check_activations
-from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Blamed, Examined, blame, examine
-from g4convert.verification.logits.capture import Captured
+from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, BlameRow, Examination, blame, examine
+from g4convert.verification.logits.capture import StoredReference
 from g4convert.verification.logits.embedders import check_embedders, check_poolers
 from g4convert.verification.logits.inputs import EMBEDDINGS
 from g4convert.verification.logits.metrics import Metrics
@@ -52,7 +52,7 @@ class Models:
             noise alone.
     """
 
-    reference: ModelCandidate | Captured | None
+    reference: ModelCandidate | StoredReference | None
     dequantized: ModelCandidate
     candidate: ModelCandidate
     rounded: ModelCandidate | None = None
@@ -118,7 +118,7 @@ def _worst_probes(probes: Sequence[Probe], metrics: Metrics) -> list[Probe]:
     return list({probe.bucket: probe for probe in reversed(ordered)}.values())[::-1]
 
 
-def _module_findings(examined: Examined, table: Blame | None, limit: float) -> Iterator[Finding]:
+def _module_findings(examined: Examination, table: Blame | None, limit: float) -> Iterator[Finding]:
     """Yield a finding for each wrong module, and for each difference in masks, positions and embeddings."""
     shares = {row.module: row for row in table.rows} if table else {}
     wrong = culprits(examined.errors, limit)
@@ -175,7 +175,7 @@ def _blame_findings(kind: str, table: Blame) -> Iterator[Finding]:
         yield Finding("logits.blame", Severity.INFO, kind, "no single module explains most of the KL", "")
 
 
-def _first_rows(rows: Sequence[Blamed]) -> Iterator[Blamed]:
+def _first_rows(rows: Sequence[BlameRow]) -> Iterator[BlameRow]:
     """Yield the first three rows of each kind; kinds are kept apart since a layer's share includes its parts'."""
     for kind in dict.fromkeys(row.kind for row in rows):
         yield from [row for row in rows if row.kind == kind][:3]

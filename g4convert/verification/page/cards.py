@@ -28,7 +28,7 @@ _ERRORS: Final = {
     "saturated": "saturated",
     "exact": "exact groups",
 }
-_TENSORS: Final = 20
+_MAX_WEIGHTS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +103,21 @@ def cards(report: Json) -> Iterator[Card]:
     """Yield every card whose numbers were measured."""
     metrics, findings = report["metrics"], report["findings"]
     kinds = [kind for kind in ("loss", "parity") if kind in metrics]
-    yield from (_summary(kind, metrics, findings) for kind in kinds)
-    yield from (_blame(kind, table) for kind, table in metrics.get("blame", {}).items())
-    yield from (_kl(kind, metrics) for kind in kinds)
+    yield from (_summary_card(kind, metrics, findings) for kind in kinds)
+    yield from (_blame_card(kind, table) for kind, table in metrics.get("blame", {}).items())
+    yield from (_kl_card(kind, metrics) for kind in kinds)
     if kinds:
-        yield _sqnr(metrics, kinds)
-        yield _confidence(metrics, kinds)
-        yield from _experts(metrics[kinds[-1]])
-        yield _buckets(metrics, kinds)
+        yield _sqnr_card(metrics, kinds)
+        yield _confidence_card(metrics, kinds)
+        yield from _experts_card(metrics[kinds[-1]])
+        yield _buckets_card(metrics, kinds)
     if "engine" in metrics:
-        yield _served(metrics["engine"]["buckets"])
+        yield _engine_card(metrics["engine"]["buckets"])
     if tensors := metrics.get("weights", {}).get("tensors"):
-        yield _tensors(tensors)
+        yield _weights_card(tensors)
 
 
-def _summary(kind: str, metrics: Json, findings: Sequence[Json]) -> Card:
+def _summary_card(kind: str, metrics: Json, findings: Sequence[Json]) -> Card:
     """Return the card of all metrics, each with its floor, limits and verdict."""
     judged = {Name(one["code"]).last: one for one in findings if one["code"].startswith(f"logits.{kind}.")}
     floor = metrics.get("floor", {}).get("values", {})
@@ -133,12 +133,12 @@ def _summary(kind: str, metrics: Json, findings: Sequence[Json]) -> Card:
         interval = _interval(metrics[kind]) if name == "kl_mean" else ""
         rows.append((Cell(words, interval), _cell(value), _cell(floor.get(name)), *verdict))
     bound = f" {LOWER_BOUND}."
-    how = _sentence(f"{COMPARED[kind]}.") + (bound if metrics[kind]["lower_bound"] else "")
+    how = _capitalize(f"{COMPARED[kind]}.") + (bound if metrics[kind]["lower_bound"] else "")
     head = (("Metric", False), ("Value", True), ("Floor", True), ("Limit", False), ("", False))
-    return Card(_sentence(TITLES[kind]), how, Table(head, rows))
+    return Card(_capitalize(TITLES[kind]), how, Table(head, rows))
 
 
-def _sentence(words: str) -> str:
+def _capitalize(words: str) -> str:
     """Return words with a capital letter at their beginning."""
     return words[:1].upper() + words[1:]
 
@@ -157,15 +157,15 @@ def _cell(value: float | str | None) -> Cell:
     return Cell(_number(value))
 
 
-def _blame(kind: str, table: Json) -> Card:
+def _blame_card(kind: str, table: Json) -> Card:
     """Return the card of the table of blame: modules with their shares of the KL."""
     rows = []
     for heading, alike in group_by_kind(table["rows"]):
         for place, row in enumerate(alike):
             share = number_of(row["share"])
-            shown = Cell(f"{100 * share:.0f} %", share=share)
+            removed = Cell(f"{100 * share:.0f} %", share=share)
             module = Cell(row["module"], row["note"], is_path=True)
-            rows.append((Cell(heading * (place == 0)), module, shown, _cell(row["kl"]), _cell(row["sqnr"])))
+            rows.append((Cell(heading * (place == 0)), module, removed, _cell(row["kl"]), _cell(row["sqnr"])))
     control = table["control"]
     again = "" if control == table["kl"] else f" (when run again {number(control)})"
     over = f" over {table['predictions']} predictions of {' and '.join(table['probes'])}" if table.get("probes") else ""
@@ -175,19 +175,19 @@ def _blame(kind: str, table: Json) -> Card:
         "Shares need not add up to 100 %; a layer's holds those of its parts."
     )
     head = (("", False), ("Module", False), ("Removes", True), ("KL left", True), ("SQNR, dB", True))
-    return Card(_sentence(COSTLY[kind]), how, Table(head, rows), wide=True)
+    return Card(_capitalize(COSTLY[kind]), how, Table(head, rows), wide=True)
 
 
-def _kl(kind: str, metrics: Json) -> Card:
+def _kl_card(kind: str, metrics: Json) -> Card:
     edges, floor = metrics["kl_histogram_edges"], metrics.get("floor", {}).get("kl_histogram", [])
     colour = _COLOURS[kind]
     plot = histogram(edges, metrics[kind]["kl_histogram"], floor, label=kind, colour=colour)
     keys = (Key(colour, f"{kind}: {number(metrics[kind]['tokens'])} tokens"), Key("floor", "noise floor", line=True))
     how = "Share of predictions by their KL divergence. Left of, or on, the floor is as good as rounding allows."
-    return _plot(f"KL of {kind} against the floor", how, plot, keys, missing="No tokens.")
+    return _plot_card(f"KL of {kind} against the floor", how, plot, keys, missing="No tokens.")
 
 
-def _sqnr(metrics: Json, kinds: Sequence[str]) -> Card:
+def _sqnr_card(metrics: Json, kinds: Sequence[str]) -> Card:
     series = {kind: [number_of(layer["sqnr"]) for layer in metrics[kind]["layers"]] for kind in kinds}
     if floor := metrics.get("floor", {}).get("layers"):
         series["noise floor"] = [number_of(layer["sqnr"]) for layer in floor]
@@ -197,26 +197,26 @@ def _sqnr(metrics: Json, kinds: Sequence[str]) -> Card:
     equal = [kind for kind, values in series.items() if values and all(math.isinf(value) for value in values)]
     note = f"Equal in every layer: {', '.join(equal)}." if equal else ""
     how = "Signal to noise of the residual stream after each layer, in dB; higher is better, a step down names a layer."
-    return _plot("SQNR by layer", how, plot, keys, missing="Not seen in this candidate.", note=note)
+    return _plot_card("SQNR by layer", how, plot, keys, missing="Not seen in this candidate.", note=note)
 
 
-def _plot(title: str, how: str, plot: str, keys: Sequence[Key], *, missing: str = "", note: str = "") -> Card:  # noqa: PLR0913 -- parts of a card
+def _plot_card(title: str, how: str, plot: str, keys: Sequence[Key], *, missing: str = "", note: str = "") -> Card:  # noqa: PLR0913 -- parts of a card
     drawn = Markup(plot)  # noqa: S704 -- plots escape what they are given
     return Card(title, how, plot=drawn or None, legend=keys, missing="" if plot else missing, note=note)
 
 
-def _confidence(metrics: Json, kinds: Sequence[str]) -> Card:
+def _confidence_card(metrics: Json, kinds: Sequence[str]) -> Card:
     bins = metrics[kinds[0]]["by_confidence"]
-    groups = [f"{number(100 * one['low'])} to {number(100 * one['high'])} %" for one in bins]
-    series = {kind: [number_of(one["agreement"]) for one in metrics[kind]["by_confidence"]] for kind in kinds}
-    tokens = [one["tokens"] for one in bins]
+    groups = [f"{number(100 * band['low'])} to {number(100 * band['high'])} %" for band in bins]
+    series = {kind: [number_of(band["agreement"]) for band in metrics[kind]["by_confidence"]] for kind in kinds}
+    tokens = [band["tokens"] for band in bins]
     plot = bars(groups, series, tokens, colours=_COLOURS, axis="confidence of the reference")
     keys = [Key(_COLOURS[kind], kind) for kind in kinds]
     how = "How often both find the same token likeliest, by the reference's probability of it; below, tokens of each."
-    return _plot("Agreement by confidence", how, plot, keys)
+    return _plot_card("Agreement by confidence", how, plot, keys)
 
 
-def _experts(metrics: Json) -> Iterator[Card]:
+def _experts_card(metrics: Json) -> Iterator[Card]:
     routers = metrics["routers"]
     if routers:
         rows = {Name(router["name"]).last: router["hits"] for router in routers}
@@ -229,7 +229,7 @@ def _experts(metrics: Json) -> Iterator[Card]:
         yield Card("Expert coverage", how, plot=plot, wide=True, strip=True)
 
 
-def _buckets(metrics: Json, kinds: Sequence[str]) -> Card:
+def _buckets_card(metrics: Json, kinds: Sequence[str]) -> Card:
     """Return the card of the main metrics by kind of probe."""
     names = [bucket["name"] for bucket in metrics[kinds[0]]["buckets"]]
     by_kind = {kind: {bucket["name"]: bucket for bucket in metrics[kind]["buckets"]} for kind in kinds}
@@ -246,15 +246,15 @@ def _buckets(metrics: Json, kinds: Sequence[str]) -> Card:
     return Card("By kind of probe", "Long and non-Latin text degrade first.", Table(head, rows), wide=True)
 
 
-def _served(buckets: Sequence[Json]) -> Card:
+def _engine_card(buckets: Sequence[Json]) -> Card:
     """Return the card of a real engine's differences by kind of probe."""
     rows = [
         [
-            Cell(one["name"].replace("_", " ")),
-            *(_cell(one[key]) for key in ("tokens", "mean", "floor_mean", "largest", "kl_mean")),
-            Cell(f"{_number(100 * number_of(one['top1_agreement']))} %"),
+            Cell(bucket["name"].replace("_", " ")),
+            *(_cell(bucket[key]) for key in ("tokens", "mean", "floor_mean", "largest", "kl_mean")),
+            Cell(f"{_number(100 * number_of(bucket['top1_agreement']))} %"),
         ]
-        for one in buckets
+        for bucket in buckets
     ]
     head = [("Probes", False), ("Tokens", True), ("Mean difference", True), ("Floor", True), ("Largest", True)]
     head += [("Mean KL", True), ("Same top token", True)]
@@ -262,15 +262,18 @@ def _served(buckets: Sequence[Json]) -> Card:
     return Card("What the engine answers", how, Table(head, rows), wide=True)
 
 
-def _tensors(tensors: Sequence[Json]) -> Card:
+def _weights_card(tensors: Sequence[Json]) -> Card:
     """Return the card of the packed weights with the largest errors."""
-    worst = sorted(tensors, key=lambda one: -number_of(one["relative_error"]))[:_TENSORS]
-    used = [key for key in _ERRORS if any(key in one for one in worst)]
+    worst = sorted(tensors, key=lambda tensor: -number_of(tensor["relative_error"]))[:_MAX_WEIGHTS]
+    measured = [key for key in _ERRORS if any(key in tensor for tensor in worst)]
     rows = [
-        [Cell(one["name"], is_path=True), *(Cell(f"{_number(100 * number_of(one.get(key)))} %") for key in used)]
-        for one in worst
+        [
+            Cell(tensor["name"], is_path=True),
+            *(Cell(f"{_number(100 * number_of(tensor.get(key)))} %") for key in measured),
+        ]
+        for tensor in worst
     ]
-    head = [("Weight", False), *((_ERRORS[key], True) for key in used)]
+    head = [("Weight", False), *((_ERRORS[key], True) for key in measured)]
     how = (
         f"The {len(worst)} of {len(tensors)} packed weights with the largest squared error, relative to their own size."
     )

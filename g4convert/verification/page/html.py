@@ -38,32 +38,39 @@ def page(report: Json) -> str:
     Returns:
         The text of an HTML file.
     """
-    given = _printable(report)
-    sign, word = _WORDS[given["verdict"]]
+    escaped = _escape(report)
+    sign, word = _WORDS[escaped["verdict"]]
     return _ENVIRONMENT.get_template("report.html").render(
-        report=given,
-        name=given["output"].rstrip("/").rpartition("/")[2] or "checkpoint",
+        report=escaped,
+        name=escaped["output"].rstrip("/").rpartition("/")[2] or "checkpoint",
         tags=_TAGS,
         sign=sign,
         word=word,
-        tallies=[f"{given['counts'][kind]} {words}" for kind, words in _TALLIES.items() if given["counts"][kind]],
-        blamed=[*_blamed(given["metrics"], given["findings"])],
-        remedy=next((one["remedy"] for one in given["findings"] if one["severity"] == "fail" and one["remedy"]), ""),
-        facts=_facts(given),
-        cards=[*cards(given)],
-        groups=[*_groups(given["findings"])],
+        tallies=[f"{escaped['counts'][kind]} {words}" for kind, words in _TALLIES.items() if escaped["counts"][kind]],
+        blamed=[*_culprit_lines(escaped["metrics"], escaped["findings"])],
+        remedy=next(
+            (
+                finding["remedy"]
+                for finding in escaped["findings"]
+                if finding["severity"] == "fail" and finding["remedy"]
+            ),
+            "",
+        ),
+        facts=_facts(escaped),
+        cards=[*cards(escaped)],
+        groups=[*_group_findings(escaped["findings"])],
     )
 
 
-def _printable(value: Any) -> Any:  # noqa: ANN401 -- any JSON value
+def _escape(value: Any) -> Any:  # noqa: ANN401 -- any JSON value
     """Return a JSON value with the control characters of its texts and keys written as escapes."""
     match value:
         case str():
             return printable_lines(value)
         case Mapping():
-            return {printable_lines(str(key)): _printable(one) for key, one in value.items()}
+            return {printable_lines(str(key)): _escape(item) for key, item in value.items()}
         case list():
-            return [_printable(one) for one in value]
+            return [_escape(item) for item in value]
         case _:
             return value
 
@@ -73,19 +80,19 @@ def _path(words: str) -> Markup:
     return escape(words).replace(".", Markup(".<wbr>"))
 
 
-def _environment() -> Environment:
-    made = Environment(
+def _make_environment() -> Environment:
+    environment = Environment(
         loader=PackageLoader("g4convert.verification.page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"path": _path, "share_bar": lambda share: Markup(share_bar(share))}  # noqa: S704 -- a number
-    return made
+    environment.filters |= {"path": _path, "share_bar": lambda share: Markup(share_bar(share))}  # noqa: S704 -- a number
+    return environment
 
 
-_ENVIRONMENT: Final = _environment()
+_ENVIRONMENT: Final = _make_environment()
 
 
 def _facts(report: Json) -> dict[str, str]:
@@ -103,7 +110,7 @@ def _facts(report: Json) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Blamed:
+class _CulpritLine:
     """A line that names the culprit of a failure; the subject is set in bold."""
 
     before: str
@@ -111,18 +118,18 @@ class _Blamed:
     after: str
 
 
-def _blamed(metrics: Json, findings: Sequence[Json]) -> Iterator[_Blamed]:
+def _culprit_lines(metrics: Json, findings: Sequence[Json]) -> Iterator[_CulpritLine]:
     """Yield a line with the culprit of each failed comparison; without a culprit, a line with the first failure."""
-    failed = [one for one in findings if one["severity"] == "fail"]
+    failed = [finding for finding in findings if finding["severity"] == "fail"]
     named = False
     for kind in ("parity", "loss"):
         rows = metrics.get("blame", {}).get(kind, {}).get("rows", [])
-        if rows and any(_is_about(one, kind) for one in failed):
+        if rows and any(_is_about(finding, kind) for finding in failed):
             named = True
             share = 100 * number_of(rows[0]["share"])
-            yield _Blamed(f"{kind}: ", rows[0]["module"], f", {share:.0f} % of the KL")
+            yield _CulpritLine(f"{kind}: ", rows[0]["module"], f", {share:.0f} % of the KL")
     if failed and not named:
-        yield _Blamed("", failed[0]["subject"], f": {failed[0]['found']}")
+        yield _CulpritLine("", failed[0]["subject"], f": {failed[0]['found']}")
 
 
 def _is_about(finding: Json, kind: str) -> bool:
@@ -137,15 +144,15 @@ class _Group:
     members: Sequence[Json]
 
 
-def _groups(findings: Sequence[Json]) -> Iterator[_Group]:
+def _group_findings(findings: Sequence[Json]) -> Iterator[_Group]:
     """Yield the findings by severity, worst first; PASS and INFO are folded away."""
     for kind in _ORDER:
-        if members := [one for one in findings if one["severity"] == kind]:
-            yield _Group(_FOLDED.get(Severity(kind), ""), [*_advised_once(members)])
+        if members := [finding for finding in findings if finding["severity"] == kind]:
+            yield _Group(_FOLDED.get(Severity(kind), ""), [*_drop_repeated_remedies(members)])
 
 
-def _advised_once(findings: Sequence[Json]) -> Iterator[Json]:
+def _drop_repeated_remedies(findings: Sequence[Json]) -> Iterator[Json]:
     """Yield findings, and a remedy that several in a row share only with the last of them."""
-    for one, following in zip_longest(findings, findings[1:]):
-        same = following is not None and following["remedy"] == one["remedy"]
-        yield {**one, "remedy": ""} if same else one
+    for finding, following in zip_longest(findings, findings[1:]):
+        same = following is not None and following["remedy"] == finding["remedy"]
+        yield {**finding, "remedy": ""} if same else finding

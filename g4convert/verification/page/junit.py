@@ -21,22 +21,22 @@ def junit(report: Report, *, strict: bool = False) -> str:
     """
     root = ET.Element("testsuites", name="g4convert verify")
     for level in dict.fromkeys(finding.level for finding in report.findings):
-        cases = list(_cases(finding for finding in report.findings if finding.level == level))
+        cases = list(_group_cases(finding for finding in report.findings if finding.level == level))
         suite = ET.SubElement(root, "testsuite", name=f"g4convert.{level}")
         for case in cases:
             _add_case(suite, case, strict=strict)
-        _count(suite)
-    _count(root)
+        _add_counts(suite)
+    _add_counts(root)
     ET.indent(root)
     text = ET.tostring(root, encoding="unicode")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
 
 
-def _cases(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
+def _group_cases(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
     """Yield the findings of each testcase: findings with the same code and subject."""
     cases: dict[tuple[str, str], list[Finding]] = {}
-    for one in findings:
-        cases.setdefault((one.code, one.subject), []).append(one)
+    for finding in findings:
+        cases.setdefault((finding.code, finding.subject), []).append(finding)
     yield from cases.values()
 
 
@@ -44,24 +44,24 @@ def _add_case(suite: ET.Element, findings: list[Finding], *, strict: bool) -> No
     first = findings[0]
     case = ET.SubElement(suite, "testcase", classname=_text(first.code), name=_text(first.subject))
     bad = {Severity.FAIL, Severity.WARN} if strict else {Severity.FAIL}
-    failures = [one for one in findings if one.severity in bad]
-    unclear = [one for one in findings if one.severity is Severity.INCONCLUSIVE or one.is_stopped]
+    failures = [finding for finding in findings if finding.severity in bad]
+    unclear = [finding for finding in findings if finding.severity is Severity.INCONCLUSIVE or finding.is_stopped]
     if failures:
         element = ET.SubElement(case, "failure", type=_text(first.code), message=_text(failures[0].line))
         element.text = _lines(failures)
     elif unclear:
-        ET.SubElement(case, "skipped", message=_text("; ".join(one.line for one in unclear)))
-    rest = [one for one in findings if one not in failures and one not in unclear]
+        ET.SubElement(case, "skipped", message=_text("; ".join(finding.line for finding in unclear)))
+    rest = [finding for finding in findings if finding not in failures and finding not in unclear]
     if rest:
         ET.SubElement(case, "system-out").text = _lines(rest)
 
 
 def _lines(findings: Iterable[Finding]) -> str:
-    remedied = ((one, f" ({one.remedy})" if one.remedy else "") for one in findings)
-    return _text("\n".join(f"{one.severity.value}: {one.line}{remedy}" for one, remedy in remedied))
+    remedied = ((finding, f" ({finding.remedy})" if finding.remedy else "") for finding in findings)
+    return _text("\n".join(f"{finding.severity.value}: {finding.line}{remedy}" for finding, remedy in remedied))
 
 
-def _count(element: ET.Element) -> None:
+def _add_counts(element: ET.Element) -> None:
     """Add the counts that JUnit requires of a suite and of all suites."""
     tests, failures, skipped = (len(list(element.iter(tag))) for tag in ("testcase", "failure", "skipped"))
     element.attrib |= {"tests": str(tests), "failures": str(failures), "errors": "0", "skipped": str(skipped)}

@@ -51,10 +51,10 @@ def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int
         colour: colour of the bars: a, b or c.
     """
     shares, noise = _shares(counts), _shares(floor)
-    used = [place for place in range(len(counts)) if shares[place] or (noise and noise[place])]
-    if not used:
+    filled = [place for place in range(len(counts)) if shares[place] or (noise and noise[place])]
+    if not filled:
         return ""
-    first, last = max(0, used[0] - 1), min(len(counts) - 1, used[-1] + 1)
+    first, last = max(0, filled[0] - 1), min(len(counts) - 1, filled[-1] + 1)
     first, last = (max(0, last - 8), last) if last - first < 8 else (first, last)
     top = _nice(max([*shares, *noise]))
     width = _INNER / (last - first + 1)
@@ -100,8 +100,10 @@ def lines(series: Mapping[str, Sequence[float]], names: Sequence[str], *, colour
         points = []
         for place, value in enumerate(values):
             if not math.isnan(value):
-                shown = min(max(value, low), high)
-                points.append((_LEFT + place * step, _TOP + _DEPTH * (1 - (shown - low) / (high - low)), place, value))
+                clamped = min(max(value, low), high)
+                points.append(
+                    (_LEFT + place * step, _TOP + _DEPTH * (1 - (clamped - low) / (high - low)), place, value)
+                )
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)
         body.append(f'<polyline class="line line-{colour}" points="{path}"/>')
         radius = 3.5 if len(names) <= 16 else 2.2
@@ -128,7 +130,7 @@ def bars(
     """Draw bars from 0 to 100 % side by side, with the number of tokens under each group."""
     body = [*_grid(1.0)]
     width = _INNER / len(groups)
-    each = width * 0.7 / max(1, len(series))
+    bar_width = width * 0.7 / max(1, len(series))
     for place, (group, count) in enumerate(zip(groups, counts, strict=True)):
         middle = _LEFT + (place + 0.5) * width
         body.append(_text(middle, _TOP + _DEPTH + 14, group, "middle"))
@@ -137,10 +139,10 @@ def bars(
             share = shares[place]
             if count and not math.isnan(share):
                 height = max(0.8, _DEPTH * share)
-                x = middle - each * len(series) / 2 + index * each
+                x = middle - bar_width * len(series) / 2 + index * bar_width
                 words = f"{label}: {number(100 * share)} % of {count} tokens agree"
                 body.append(
-                    _rect(x + 0.8, _TOP + _DEPTH - height, each - 1.6, height, f"series-{colours[label]}", words)
+                    _rect(x + 0.8, _TOP + _DEPTH - height, bar_width - 1.6, height, f"series-{colours[label]}", words)
                 )
     return _svg(f"Agreement of the likeliest token by {axis}", body, height=_HEIGHT)
 

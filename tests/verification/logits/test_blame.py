@@ -13,7 +13,7 @@ from g4convert.forward.load import load
 from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits import inputs
-from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Examined, blame, examine
+from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Examination, blame, examine
 from g4convert.verification.logits.parts import decoder_layers, label, roots
 from g4convert.verification.logits.teacher import ModuleError, culprits
 from g4convert.verification.probes.suite import make_probes
@@ -28,7 +28,7 @@ def probes_of(model: Model, directory: Path, kinds: Sequence[str]) -> list[Probe
     return list(found.values())
 
 
-def find(directory: Path, fault: Fault, kinds: Sequence[str] = ("prose", "batch")) -> tuple[Examined, Blame]:
+def find(directory: Path, fault: Fault, kinds: Sequence[str] = ("prose", "batch")) -> tuple[Examination, Blame]:
     reference, candidate = (ModelCandidate(load(directory)) for _ in range(2))
     probes = probes_of(reference.model, directory, kinds)
     with torch.no_grad():
@@ -240,7 +240,7 @@ def test_parts_of_a_streamed_layer_are_no_rows(text: Path) -> None:
     errors = tuple(ModuleError(name + part, 20.0, 1.0) for name in names for part in ("", ".mlp", ".self_attn"))
     with torch.no_grad():
         candidate.model.get_decoder().norm.weight.mul_(-1)
-    found = blame(reference, candidate, probes, Examined(errors, {}), limit=LOSS_LIMIT, swaps=2)
+    found = blame(reference, candidate, probes, Examination(errors, {}), limit=LOSS_LIMIT, swaps=2)
     assert {row.kind for row in found.rows} == {"layer"}
 
 

@@ -14,7 +14,7 @@ from g4convert.forward.load import load
 from g4convert.forward.logits import HeldLogits
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits import capture as capturing
-from g4convert.verification.logits.capture import Captured
+from g4convert.verification.logits.capture import StoredReference
 from g4convert.verification.logits.kept import KeptProbe
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.probes.suite import digest, make_probes
@@ -42,7 +42,7 @@ def candidate(moe: Path) -> ModelCandidate:
     return ModelCandidate(model)
 
 
-def judged(stored: Captured, candidate: ModelCandidate) -> Metrics:
+def judged(stored: StoredReference, candidate: ModelCandidate) -> Metrics:
     comparison = Comparison(experts=12, projection=stored.projection)
     for probe in stored.probes:
         comparison.add(probe, stored.kept[probe.name], candidate.run(probe))
@@ -61,7 +61,7 @@ def test_round_trip(
 ) -> None:
     path = tmp_path / "ref.safetensors"
     written = store(reference, probes, path, source="abc", facts={"dtype": "float32"})
-    stored = Captured.open(path)
+    stored = StoredReference.open(path)
     assert digest(stored.probes) == digest(probes)
     assert stored.facts == written.facts
     assert (stored.facts["source"], stored.facts["dtype"], stored.facts["metrics_version"]) == ("abc", "float32", 1)
@@ -90,13 +90,13 @@ def test_layers_stay_in_order(tmp_path: Path) -> None:
             )
 
     store(Deep(), [probe], tmp_path / "ref")
-    assert list(Captured.open(tmp_path / "ref").kept["one"].states.layers) == [f"layers.{n}" for n in range(12)]
+    assert list(StoredReference.open(tmp_path / "ref").kept["one"].states.layers) == [f"layers.{n}" for n in range(12)]
 
 
 def test_its_own_reference_is_exact(reference: ModelCandidate, probes: Sequence[Probe], tmp_path: Path) -> None:
     path = tmp_path / "ref.safetensors"
     store(reference, probes, path)
-    found = judged(Captured.open(path), reference)
+    found = judged(StoredReference.open(path), reference)
     assert (found.kl_max, found.rms_dp, found.logit_max_diff, found.ppl_ratio) == (0, 0, 0, 1)
     assert found.sqnr_min == float("inf")
     assert found.router_jaccard_min == 1
@@ -114,7 +114,9 @@ def test_of_a_large_vocabulary_the_likeliest_tokens_are_kept(
     monkeypatch.setattr(capturing, "TOP", 64)
     path = tmp_path / "top.safetensors"
     store(reference, probes, path)
-    full, found = (judged(Captured.open(tmp_path / f"{kind}.safetensors"), candidate) for kind in ("full", "top"))
+    full, found = (
+        judged(StoredReference.open(tmp_path / f"{kind}.safetensors"), candidate) for kind in ("full", "top")
+    )
     assert found.lower_bound
     assert 0.3 * full.kl_mean < found.kl_mean < full.kl_mean
     assert found.top1_agreement == full.top1_agreement
@@ -122,7 +124,7 @@ def test_of_a_large_vocabulary_the_likeliest_tokens_are_kept(
     assert found.rms_dp == pytest.approx(full.rms_dp, rel=1e-4)
     assert found.logit_max_diff < 1.1 * full.logit_max_diff
     assert path.stat().st_size < (tmp_path / "full.safetensors").stat().st_size
-    same = judged(Captured.open(path), reference)
+    same = judged(StoredReference.open(path), reference)
     assert same.kl_max < 1e-6
     assert same.top1_agreement == 1
 
@@ -132,7 +134,7 @@ def test_arguments_of_any_nesting(checkpoints: object, tmp_path: Path) -> None:
     model = ModelCandidate(load(directory))
     probes = make_probes(model.model, directory)
     store(model, probes, tmp_path / "draft.safetensors")
-    (stored,) = Captured.open(tmp_path / "draft.safetensors").probes
+    (stored,) = StoredReference.open(tmp_path / "draft.safetensors").probes
     states, expected = stored.arguments["shared_kv_states"], probes[0].arguments["shared_kv_states"]
     assert states.keys() == expected.keys()
     assert all(torch.equal(a, b) for kind in states for a, b in zip(states[kind], expected[kind], strict=True))
@@ -150,15 +152,15 @@ def test_of_a_streamed_model_the_same(
 def test_other_files_are_refused(reference: ModelCandidate, probes: Sequence[Probe], tmp_path: Path) -> None:
     path = tmp_path / "ref.safetensors"
     with pytest.raises(InputError, match="cannot be read"):
-        Captured.open(path)
+        StoredReference.open(path)
     path.write_bytes(b"not a tensor file")
     with pytest.raises(InputError, match="cannot be read"):
-        Captured.open(path)
+        StoredReference.open(path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="not a stored reference"):
-        Captured.open(path)
+        StoredReference.open(path)
     save_file({"x": torch.zeros(1)}, path, metadata={"g4convert_reference": '{"metrics_version": 0}'})
     with pytest.raises(InputError, match="metrics version 0, expected 1"):
-        Captured.open(path)
+        StoredReference.open(path)
     store(reference, probes[:1], path)
-    assert len(Captured.open(path).probes) == 1  # what was there is replaced
+    assert len(StoredReference.open(path).probes) == 1  # what was there is replaced

@@ -17,7 +17,7 @@ from g4convert.forward.candidate import ProbeOutputs
 from g4convert.forward.logits import HeldLogits
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits import capture as capturing
-from g4convert.verification.logits.capture import Captured
+from g4convert.verification.logits.capture import StoredReference
 from g4convert.verification.logits.intact import DIGEST, digest
 from tests.helpers.captured import store
 
@@ -55,7 +55,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_sound_one_is_taken(stored: Path) -> None:
-    Captured.open(stored).check_fits(stored, CONFIG)
+    StoredReference.open(stored).check_fits(stored, CONFIG)
 
 
 def test_a_changed_bit_anywhere_is_found(stored: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_changed_bit_anywhere_is_found(stored: Path) -> None:
         damaged[at] ^= 1 << bit
         stored.write_bytes(damaged)
         with pytest.raises(InputError):
-            Captured.open(stored)
+            StoredReference.open(stored)
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.999])
@@ -74,7 +74,7 @@ def test_one_that_is_cut_is_found(share: float, stored: Path) -> None:
     sound = stored.read_bytes()
     stored.write_bytes(sound[: int(len(sound) * share)])
     with pytest.raises(InputError, match="cannot be read as a stored reference"):
-        Captured.open(stored)
+        StoredReference.open(stored)
 
 
 def rewritten(path: Path, change: Change) -> None:
@@ -131,14 +131,14 @@ IDS = {"mapping": {"input_ids": {"tensor": "0.arguments.input_ids"}}}
 def test_other_forms_are_refused_though_the_digest_is_right(change: Change, stored: Path) -> None:
     rewritten(stored, change)
     with pytest.raises(InputError) as refused:
-        Captured.open(stored)
+        StoredReference.open(stored)
     assert len(refused.value.message) < 400
 
 
 def test_metadata_that_is_nested_without_end_is_refused(stored: Path) -> None:
     save_file({"x": torch.zeros(1)}, stored, metadata={FACTS: '{"a":' * 100_000})
     with pytest.raises(FormatError, match="nested too deep"):
-        Captured.open(stored)
+        StoredReference.open(stored)
 
 
 @pytest.mark.parametrize("other", [{"vocab_size": 7}, {"num_hidden_layers": 3}], ids=["vocabulary", "layers"])
@@ -146,5 +146,5 @@ def test_one_of_another_model_is_refused(other: Mapping[str, int], stored: Path)
     config = SimpleNamespace(**vars(CONFIG) | other)
     config.get_text_config = lambda: config
     with pytest.raises(InputError, match="of another model") as refused:
-        Captured.open(stored).check_fits(stored, config)
+        StoredReference.open(stored).check_fits(stored, config)
     assert all(line.startswith("one: ") for line in refused.value.offenders)

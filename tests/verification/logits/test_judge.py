@@ -15,7 +15,7 @@ from g4convert.forward.probe import Probe
 from g4convert.progress import Progress
 from g4convert.report import Finding, Judged, Report, Severity
 from g4convert.verification import profiles
-from g4convert.verification.logits.capture import Captured
+from g4convert.verification.logits.capture import StoredReference
 from g4convert.verification.logits.judge import check_logits
 from g4convert.verification.logits.trace import Models
 from g4convert.verification.probes.suite import make_probes
@@ -119,7 +119,7 @@ def test_a_stored_reference_stands_in_for_the_original(  # noqa: PLR0913, PLR091
     tmp_path: Path,
 ) -> None:
     store(original, probes, tmp_path / "ref.safetensors")
-    stored = Captured.open(tmp_path / "ref.safetensors")
+    stored = StoredReference.open(tmp_path / "ref.safetensors")
     found = judged(Models(stored, dequantized, ModelCandidate(load(pair[1]))), ())
     assert bad(found) == {}
     for name in ("kl_mean", "kl_p99", "top1_agreement", "ppl_ratio", "tokens"):
