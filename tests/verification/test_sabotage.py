@@ -18,6 +18,7 @@ from helpers.grids import one_in, two_when_quick
 
 from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
+from g4convert.progress import Progress
 from g4convert.report import Judged, Severity
 from g4convert.request import Level, Request
 from g4convert.verification import profiles
@@ -114,7 +115,8 @@ def judged(written: Written) -> Callable[..., Judged]:
         with torch.no_grad():
             if fault is not None:
                 fault(candidate.model)
-        return check_logits(Models(None, right[family], candidate), probes[family, kind], **limits)
+        models = Models(None, right[family], candidate)
+        return check_logits(models, probes[family, kind], progress=Progress(), **limits)
 
     return judge
 
