@@ -37,6 +37,7 @@ from typing import Final
 from g4convert.engines.contract import Contract, OnMissing, OnUnknown
 from g4convert.engines.matching import By, Matching
 from g4convert.engines.module import Accepts, Cut, ModuleRule, Renames
+from g4convert.engines.needs import vllm_needs
 from g4convert.engines.reason import Reason
 from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
@@ -251,6 +252,7 @@ CONTRACT: Final = Contract(
         "limits of the towers' inputs and outputs that are not there",
         "numbers in `weight_shape`",
     ),
+    needs=vllm_needs,
 )
 """vLLM 0.33."""
 

@@ -166,15 +166,16 @@ def _missing_media(missing: set[str], schema: Schema) -> str:
     torn = {key: names for key, names in towers.items() if key not in gone and names and names <= missing}
     if missing != {name for names in (*gone.values(), *torn.values()) for name in names}:
         return ""
+    alone = "--layout text-only converts the decoder alone"
+    then = ", which vLLM does not load" if "vision_config" in {*gone, *torn} else ""
     if torn:
         parts = " and ".join(f"embed_{key.removesuffix('_config')}" for key in torn)
         keys = " and ".join(f'`"{key}": null`' for key in torn)
-        return (
-            f"{parts} is there without its tower: --layout text-only converts the decoder alone; to keep the rest, "
-            f"delete {parts} and write {keys} into config.json"
-        )
+        rest = f"to keep the rest, delete {parts} and write {keys} into config.json{then}"
+        return f"{parts} is there without its tower: {alone}; {rest}"
     if gone.keys() == whole.keys():
         return "decoder weights under a multimodal config.json: --layout text-only converts them"
-    (key,) = gone
-    kind = key.removesuffix("_config")
-    return f'the files have no {kind} weights: `"{key}": null` in config.json says so'
+    if then:
+        rest = f'to keep the sound, write `"vision_config": null` into config.json{then}'
+        return f"the files have no vision weights: {alone}; {rest}"
+    return 'the files have no audio weights: `"audio_config": null` in config.json says so'

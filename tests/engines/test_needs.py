@@ -53,3 +53,17 @@ def test_an_engine_that_does_not_start_leaves_the_advice_to_the_others() -> None
         raise_if_refused(weights, found, ["vllm", "sglang"], [4])
     assert "--pack attention" in caught.value.hint
     assert caught.value.hint.endswith("; quantize the whole model without `--layout text-only`")
+
+
+@pytest.mark.parametrize("size", ["E2B", "31B", "12B"])
+def test_a_model_without_vision_is_for_no_engine_that_builds_it(size: str) -> None:
+    weights = planned_weights(planned(small(size) | {"vision_config": None}))
+    vllm, sglang, transformers = verdicts_with_remedies(weights, ["vllm", "sglang", "transformers"], [1])
+    assert "without a `vision_config`" in vllm.told[0].line
+    assert [one.text for one in vllm.ways] == [
+        "quantize the decoder alone, with `--layout text-only`",
+        "put the vision part back, with its `vision_config`",
+    ]
+    assert sglang.loads is (YES if size == "12B" else NO)
+    assert transformers.loads is YES
+    assert verdict(planned_weights(planned(small("E2B") | {"audio_config": None})), "vllm", 1).loads is YES

@@ -45,7 +45,10 @@ def test_where_nothing_is_proved_nothing_is_claimed() -> None:
 def test_a_missing_modality_is_declared_as_the_hint_says(family: str, gone: tuple[str, ...], key: str) -> None:
     config = FAMILIES[family]
     tensors = without(tensors_of(config), *gone)
-    assert f'"{key}": null' in hint(tensors, config)
+    said = hint(tensors, config)
+    assert f'"{key}": null' in said
+    assert ("--layout text-only" in said) is (key == "vision_config") is ("which vLLM does not load" in said)
+    assert fits(tensors, config, decoder_only=True)
     assert fits(tensors, config | {key: None})
     assert f"no {key}" in hint(tensors_of(config), config | {key: None})
     assert fits(tensors_of(config), config)

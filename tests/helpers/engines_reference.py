@@ -58,6 +58,8 @@ An engine stops at these before it reads a weight, whatever is packed.
 """
 _LACKING: Mapping[str, Config] = {
     "a text-only model whose layers have heads of several sizes, as all released ones": FAMILIES["text"],
+    "a model with towers, and `vision_config` null": FAMILIES["E2B"] | {"vision_config": None},
+    "a unified model, and `vision_config` null": FAMILIES["12B"] | {"vision_config": None},
 }
 """Models that some engine does not start with, by what they are."""
 _ADDING = """## Adding an engine or a version
