@@ -112,6 +112,13 @@ _UNIFIED_VISION: Mapping[str, Any] = {
     "mm_posemb_size": 128,
     "num_soft_tokens": 70,  # the same under another name
 }
+_UNIFIED_AUDIO: Mapping[str, Any] = {"audio_embed_dim": 256}
+_PUBLISHED: Mapping[str, Mapping[str, int]] = {
+    "text_config": {"hidden_size_per_layer_input": 0},
+    "vision_config": {"model_patch_size": _UNIFIED_VISION["patch_size"] * _UNIFIED_VISION["pooling_kernel_size"]},
+    "audio_config": {"output_proj_dims": _UNIFIED_AUDIO["audio_embed_dim"]},
+}
+"""Keys of the released unified config that transformers does not save, and SGLang reads."""
 _NO_MOE_KEYS = ("vocab_size_per_layer_input", "hidden_size_per_layer_input")
 _UNIFIED_TEXT = {key: value for key, value in _TEXT.items() if key not in _NO_MOE_KEYS}
 _DRAFT_TEXT = {
@@ -151,7 +158,7 @@ _CONFIGS: Mapping[Family, Mapping[str, Any]] = {
         "model_type": "gemma4_unified",
         "text_config": _UNIFIED_TEXT,
         "vision_config": _UNIFIED_VISION,
-        "audio_config": {"audio_embed_dim": 256},
+        "audio_config": _UNIFIED_AUDIO,
         **_MULTIMODAL_IDS,
     },
     Family.E2B: {
@@ -248,13 +255,16 @@ def _build(config: Config) -> Model:
 
 
 def _rewrite_config(path: Path, spec: Mapping[str, Any], *, qat: bool) -> None:
-    """Spell head sizes the published way in composite configs; add the QAT key."""
+    """Spell composite configs as the published ones; add the QAT key."""
     config = json.loads(path.read_text())
     if "vision_config" in spec:
         text = config["text_config"]
         text.pop("per_layer_config", None)
         for key in ("global_head_dim", "num_global_key_value_heads"):
             text[key] = spec["text_config"][key]
+    if spec["model_type"] == "gemma4_unified":
+        for section, keys in _PUBLISHED.items():
+            config[section] |= keys
     if qat:
         config["quantization_config"] = _QAT_CONFIG
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -8,14 +8,19 @@ If a need is not met, the engine stops before it reads a weight, whatever is pac
                  a `text_config` are made alike beforehand (utils/hf_transformers/config.py:66, :115)
     vision       vLLM builds it whatever `vision_config` says (models/gemma4_mm.py:1102, models/gemma4_unified.py:272),
                  SGLang builds a tower (models/gemma4_mm.py:203); unified models may have none there
+    soft tokens  vLLM reads how many embeddings a picture has (models/gemma4_mm.py:279, models/gemma4_unified.py:174);
+                 transformers' config has no default
+    unified      SGLang reads the config of a unified model as one of a model with towers
+                 (utils/hf_transformers/common.py:270), whose defaults are others, or which has no such key
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from g4convert.engines.reason import Reason
 from g4convert.engines.remarks import Remark, Remedy, Topic
 from g4convert.gemma4 import Architecture
+from g4convert.gemma4.parts import AudioEmbedder, VisionEmbedder
 
 _WHOLE: Final = Remedy("quantize the whole model without `--layout text-only`")
 _HEADS: Final = Reason(
@@ -25,6 +30,13 @@ _HEADS: Final = Reason(
 _NO_VISION: Final = "a multimodal model without a `vision_config`: stops with an error"
 _TOWER: Final = Remedy("put the vision part back, with its `vision_config`")
 _ALONE: Final = Remedy("quantize the decoder alone, with `--layout text-only`")
+_SOFT_TOKENS: Final[Mapping[str, str]] = {
+    "vision_config.default_output_length": "models/gemma4_mm.py:279",
+    "vision_config.num_soft_tokens": "models/gemma4_unified.py:174",
+}
+"""Key -> the line of vLLM that reads it."""
+_RELEASED_SOFT_TOKENS: Final = 280
+_READ_AS_TOWERS: Final = "utils/hf_transformers/common.py:270"
 
 
 def vllm_needs(architecture: Architecture) -> Iterator[Remark]:
@@ -32,6 +44,9 @@ def vllm_needs(architecture: Architecture) -> Iterator[Remark]:
     if architecture.is_composite and not architecture.has_vision:
         place = "models/gemma4_unified.py:273" if architecture.is_unified else "models/gemma4_mm.py:1102"
         yield Remark(Topic.MODEL, "", Reason(_NO_VISION, source=place), (_ALONE, _TOWER))
+    for key in architecture.left_out:
+        if source := _SOFT_TOKENS.get(key):
+            yield _lacking({key: _RELEASED_SOFT_TOKENS}, "stops with an error", source)
 
 
 def sglang_needs(architecture: Architecture) -> Iterator[Remark]:
@@ -41,3 +56,36 @@ def sglang_needs(architecture: Architecture) -> Iterator[Remark]:
         yield Remark(Topic.MODEL, "", _HEADS, (_WHOLE,))
     if architecture.is_composite and not architecture.is_unified and not architecture.has_vision:
         yield Remark(Topic.MODEL, "", Reason(_NO_VISION, source="models/gemma4_mm.py:203"), (_TOWER,))
+    values = dict(_read_as_towers(architecture))
+    if missing := {key: values[key] for key in architecture.left_out if key in values}:
+        yield _lacking(missing, "SGLang reads it as a model with towers, whose values are others", _READ_AS_TOWERS)
+
+
+def _read_as_towers(architecture: Architecture) -> Iterator[tuple[str, int]]:
+    """Yield the keys that SGLang needs in the config of a unified model, with their values."""
+    yield "text_config.hidden_size_per_layer_input", 0
+    vision, audio = architecture.vision, architecture.audio
+    if isinstance(vision, VisionEmbedder):
+        yield "vision_config.model_patch_size", vision.model_patch_size
+        yield "vision_config.mm_embed_dim", vision.hidden_size
+        yield "vision_config.mm_posemb_size", vision.position_embedding_size
+        yield "vision_config.output_proj_dims", vision.output_size
+    if isinstance(audio, AudioEmbedder):
+        yield "audio_config.output_proj_dims", audio.output_size
+
+
+def _lacking(missing: Mapping[str, int], then: str, source: str) -> Remark:
+    """Return a remark on keys that a config lacks.
+
+    Args:
+        missing: key, as `section.key` -> its value.
+        then: what the engine does without.
+        source: place where the engine reads them.
+    """
+    sections: dict[str, list[str]] = {}
+    for place, value in missing.items():
+        section, _, key = place.partition(".")
+        sections.setdefault(section, []).append(f'"{key}": {value}')
+    lines = " and ".join(f"`{', '.join(of)}` in {section}" for section, of in sections.items())
+    reason = Reason(f"config.json has no {', '.join(missing)}: {then}", source=source)
+    return Remark(Topic.MODEL, "", reason, (Remedy(f"write {lines} of config.json"),))

@@ -5,6 +5,7 @@ architecture    Reads a config into the dimensions of every part
 config_reader   Reads and checks config keys
 decoder_config  Reads the keys of the decoder
 media_config    Reads the keys of towers and embedders
+left_out        Finds keys that a config leaves out and an engine reads
 other_keys      Checks the types of keys that decide no tensor
 parts           Defines the dimensions of each part
 roles           Defines the roles of weights

@@ -6,12 +6,13 @@ Defaults are those of transformers' classes; the decoder's sizes have no default
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from g4convert.errors import InputError, UnsupportedError, UsageError
 from g4convert.gemma4.config_reader import ConfigReader
 from g4convert.gemma4.decoder_config import read_decoder
+from g4convert.gemma4.left_out import left_out
 from g4convert.gemma4.media_config import read_audio, read_vision
 from g4convert.gemma4.other_keys import check_other_keys, read_dtype
 from g4convert.gemma4.parts import AudioPart, Drafter, TextModel, VisionPart
@@ -73,6 +74,8 @@ class Architecture:
         drafter: the parts of an MTP assistant beside its decoder, or None.
         tied_embeddings: True if the output head shares the embedding's weight and is not stored.
         dtype: dtype that the config gives, or None; stored tensors may have another.
+        left_out: keys that the config leaves out and an engine reads; they decide no tensor, so two architectures that
+            differ in them alone are equal.
     """
 
     model_type: str
@@ -82,6 +85,7 @@ class Architecture:
     drafter: Drafter | None
     tied_embeddings: bool
     dtype: DType | None
+    left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
@@ -103,6 +107,7 @@ class Architecture:
             drafter=_drafter(top) if kind.assistant else None,
             tied_embeddings=top.flag("tie_word_embeddings", default=True),
             dtype=read_dtype(top) or read_dtype(text),
+            left_out=tuple(left_out(config)),
         )
         if kind.composite or kind.assistant:
             check_other_keys(top, "drafter" if kind.assistant else "whole model")
@@ -165,7 +170,7 @@ class Architecture:
         if self.is_assistant:
             raise UsageError(f"layout text-only: {self.model_type} is a drafter, it has no text-only form")
         model_type = "gemma4_unified_text" if self.is_unified else "gemma4_text"
-        return replace(self, model_type=model_type, vision=None, audio=None)
+        return replace(self, model_type=model_type, vision=None, audio=None, left_out=())
 
     def untied(self) -> "Architecture":
         """Return the architecture with an output head of its own."""

@@ -23,7 +23,7 @@ def read_vision(top: ConfigReader, *, unified: bool) -> VisionPart | None:
     if unified:
         width = read.integer("mm_embed_dim", 3840)
         return VisionEmbedder(
-            patch_dim=(read.integer("patch_size", 16) * read.integer("pooling_kernel_size", 3)) ** 2 * 3,
+            model_patch_size=_model_patch_size(read),
             hidden_size=width,
             position_embedding_size=read.integer("mm_posemb_size", 1120),
             output_size=read.integer("output_proj_dims", 3840),
@@ -42,6 +42,15 @@ def read_vision(top: ConfigReader, *, unified: bool) -> VisionPart | None:
         clipped=read.flag("use_clipped_linears", default=False),
         standardize=read.flag("standardize", default=False),
     )
+
+
+def _model_patch_size(read: ConfigReader) -> int:
+    """Return the width of a merged patch in pixels; note a key that says otherwise, which transformers refuses."""
+    size = read.integer("patch_size", 16) * read.integer("pooling_kernel_size", 3)
+    said = read.values.get("model_patch_size", size)
+    if said != size:
+        read.note("model_patch_size", f"{said!r:.40}, expected {size}: patch_size times pooling_kernel_size")
+    return size
 
 
 def read_audio(top: ConfigReader, *, unified: bool) -> AudioPart | None:

@@ -77,12 +77,20 @@ class VisionTower:
 
 @dataclass(frozen=True, slots=True)
 class VisionEmbedder:
-    """Vision without an encoder (unified models): one dense layer over raw patches of `patch_dim` values."""
+    """Vision without an encoder (unified models): one dense layer over raw patches of `patch_dim` values.
 
-    patch_dim: int
+    `model_patch_size` is the width of a patch in pixels.
+    """
+
+    model_patch_size: int
     hidden_size: int
     position_embedding_size: int
     output_size: int
+
+    @property
+    def patch_dim(self) -> int:
+        """Number of values of a patch, which has three colours."""
+        return self.model_patch_size**2 * 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ import pytest
 from conftest import Checkpoints
 from helpers.headers import planned
 from helpers.judged import NO, YES, verdict, verdicts_with_remedies
-from helpers.released_configs import Config, assistant, small, text_only
-from transformers import AutoConfig
+from helpers.released_configs import RELEASED, Config, assistant, released, small, text_only
+from transformers import AutoConfig, Gemma4Config
 
 from g4convert.engines.advice import raise_if_refused
 from g4convert.engines.verdicts import verdicts
@@ -55,6 +55,11 @@ def test_an_engine_that_does_not_start_leaves_the_advice_to_the_others() -> None
     assert caught.value.hint.endswith("; quantize the whole model without `--layout text-only`")
 
 
+def without(config: Config, place: str) -> Config:
+    section, _, key = place.partition(".")
+    return config | {section: {name: value for name, value in config[section].items() if name != key}}
+
+
 @pytest.mark.parametrize("size", ["E2B", "31B", "12B"])
 def test_a_model_without_vision_is_for_no_engine_that_builds_it(size: str) -> None:
     weights = planned_weights(planned(small(size) | {"vision_config": None}))
@@ -67,3 +72,61 @@ def test_a_model_without_vision_is_for_no_engine_that_builds_it(size: str) -> No
     assert sglang.loads is (YES if size == "12B" else NO)
     assert transformers.loads is YES
     assert verdict(planned_weights(planned(small("E2B") | {"audio_config": None})), "vllm", 1).loads is YES
+
+
+@pytest.mark.parametrize("value", ["missing", None])
+@pytest.mark.parametrize("size", ["E2B", "31B", "12B"])
+def test_vllm_reads_how_many_embeddings_a_picture_has(size: str, value: object) -> None:
+    key = "num_soft_tokens" if size == "12B" else "default_output_length"
+    config = without(small(size), f"vision_config.{key}")
+    if value is None:
+        config["vision_config"][key] = None
+    (found,) = verdicts_with_remedies(planned_weights(planned(config)), ["vllm"], [1])
+    assert found.loads is NO
+    assert f"config.json has no vision_config.{key}" in found.told[0].line
+    assert [one.text for one in found.ways] == [f'write `"{key}": 280` in vision_config of config.json']
+    assert verdict(planned_weights(planned(config)), "sglang", 1).loads is YES
+    assert verdict(planned_weights(planned(config, layout="text-only")), "vllm", 1).loads is YES
+    assert not hasattr(AutoConfig.for_model(**config).vision_config, key) or value is None  # no default
+
+
+UNIFIED = {
+    "text_config.hidden_size_per_layer_input": 0,
+    "vision_config.model_patch_size": 48,
+    "vision_config.mm_embed_dim": 3840,
+    "vision_config.mm_posemb_size": 1120,
+    "vision_config.output_proj_dims": 3840,
+    "audio_config.output_proj_dims": 640,
+}
+"""Keys that SGLang reads in the config of a unified model, with their released values."""
+
+
+@pytest.mark.parametrize("place", UNIFIED)
+def test_sglang_reads_a_unified_config_as_that_of_a_model_with_towers(place: str) -> None:
+    section, _, key = place.partition(".")
+    config = without(released("12B"), place)
+    (found,) = verdicts_with_remedies(planned_weights(planned(config)), ["sglang"], [1])
+    assert found.loads is NO
+    assert [one.text for one in found.ways] == [f'write `"{key}": {UNIFIED[place]}` in {section} of config.json']
+    read = Gemma4Config(**{name: value for name, value in config.items() if name != "model_type"})
+    assert getattr(getattr(read, section), key, None) != UNIFIED[place]
+    assert verdict(planned_weights(planned(config)), "vllm", 1).loads is YES
+
+
+def test_all_keys_that_are_missing_are_named_at_once() -> None:
+    config = released("12B")
+    for place in UNIFIED:
+        config = without(config, place)
+    (found,) = verdicts_with_remedies(planned_weights(planned(config)), ["sglang"], [1])
+    (way,) = found.ways
+    assert way.text == (
+        'write `"hidden_size_per_layer_input": 0` in text_config and `"model_patch_size": 48, "mm_embed_dim": 3840, '
+        '"mm_posemb_size": 1120, "output_proj_dims": 3840` in vision_config and `"output_proj_dims": 640` in '
+        "audio_config of config.json"
+    )
+
+
+@pytest.mark.parametrize("size", RELEASED)
+def test_the_released_configs_lack_nothing(size: str) -> None:
+    weights = planned_weights(planned(released(size), pack=["attention", "mlp"]))
+    assert {one.loads for one in verdicts(weights, tps=[1])} == {YES}

@@ -56,10 +56,20 @@ _NEEDS = """## Models that an engine does not start with
 
 An engine stops at these before it reads a weight, whatever is packed.
 """
+
+
+def _without(family: str, key: str) -> Config:
+    vision = {name: value for name, value in FAMILIES[family]["vision_config"].items() if name != key}
+    return FAMILIES[family] | {"vision_config": vision}
+
+
 _LACKING: Mapping[str, Config] = {
     "a text-only model whose layers have heads of several sizes, as all released ones": FAMILIES["text"],
     "a model with towers, and `vision_config` null": FAMILIES["E2B"] | {"vision_config": None},
     "a unified model, and `vision_config` null": FAMILIES["12B"] | {"vision_config": None},
+    "a model with towers, as saved without `default_output_length`": _without("31B", "default_output_length"),
+    "a unified model, as saved without `num_soft_tokens`": _without("12B", "num_soft_tokens"),
+    "a unified model, as transformers saves it without `model_patch_size`": _without("12B", "model_patch_size"),
 }
 """Models that some engine does not start with, by what they are."""
 _ADDING = """## Adding an engine or a version

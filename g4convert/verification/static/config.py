@@ -104,7 +104,7 @@ def _parts_that_differ(found: object, expected: object, path: str = "") -> Itera
     if found == expected or path == "dtype":
         return
     if is_dataclass(found) and type(found) is type(expected):
-        for field in fields(found):
+        for field in (one for one in fields(found) if one.compare):
             pair = getattr(found, field.name), getattr(expected, field.name)
             yield from _parts_that_differ(*pair, f"{path}.{field.name}".lstrip("."))
     elif isinstance(found, tuple) and isinstance(expected, tuple) and len(found) == len(expected):
