@@ -169,8 +169,8 @@ def _serving(output: str, found: Iterable["Verdict"], *, drafter: bool = False) 
         found: verdicts of the engines.
         drafter: whether the checkpoint is a drafter.
     """
-    loads: dict[str, int] = {}
-    for one in found:
+    given, loads = tuple(found), dict[str, int]()
+    for one in given:
         if one.loads.value != "no":
             loads.setdefault(one.engine, one.tp)
     if "vllm" in loads:
@@ -178,7 +178,9 @@ def _serving(output: str, found: Iterable["Verdict"], *, drafter: bool = False) 
         return Step(f"{serve_command(output, drafter=drafter)}{many}")
     if "sglang" in loads and not drafter:
         many = f" --tp {loads['sglang']}" if loads["sglang"] > 1 else ""
-        return Step(f"python -m sglang.launch_server --model-path {quote(output)}{many}")
+        half = any(remark.topic == "dtype" for one in given if one.engine == "sglang" for remark in one.caveats)
+        wide = " --dtype bfloat16" if half else ""
+        return Step(f"python -m sglang.launch_server --model-path {quote(output)}{many}{wide}")
     if "transformers" in loads and not drafter:
         return Step(f'g4convert generate {quote(output)} -p "Why is the sky blue?"')
     return _NONE

@@ -89,6 +89,7 @@ class Contract:
         ignored: ends of names of tensors that it drops even if it stops at others that fit no module.
         stacks_experts: True if plain experts are 3-D parameters, which no entry reaches.
         needs: yields what a model lacks for the engine to start with it.
+        caveats: yields what the engine computes badly in a model that it loads.
     """
 
     engine: str
@@ -106,6 +107,7 @@ class Contract:
     stacks_experts: bool = False
     ignored: tuple[str, ...] = ()
     needs: Callable[[Architecture], Iterable[Remark]] = _nothing
+    caveats: Callable[[Architecture], Iterable[Remark]] = _nothing
 
     @property
     def label(self) -> str:

@@ -19,6 +19,7 @@ Files below are under `sglang/srt/`, with line numbers of 0.5.23.
     loading     models/gemma4_mm.py:877: unknown tensors are skipped, missing tensors logged (:1083)
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -27,8 +28,10 @@ from g4convert.engines.matching import By, Matching
 from g4convert.engines.module import Accepts, Cut, ModuleRule, Renames
 from g4convert.engines.needs import sglang_needs
 from g4convert.engines.reason import Reason
+from g4convert.engines.remarks import Remark, Remedy, Topic
 from g4convert.engines.spellings import Spellings
-from g4convert.gemma4 import Architecture
+from g4convert.gemma4 import Architecture, Role, VisionTower
+from g4convert.tensors import DType
 
 _FUSED: Final = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
@@ -229,6 +232,19 @@ _SPELLINGS: Final = Spellings(  # `load_weights` of the model classes
     habits=("sglang-towers", "sglang-audio", "sglang-drafter", "tower-linear", "moe-experts"),
 )
 
+_BFLOAT16: Final = Remedy('`--dtype bfloat16`, or `"dtype": "bfloat16"` in config.json')
+_POOLED: Final = Reason(
+    "pictures are scaled in float16, in which large values overflow: serve it with `--dtype bfloat16`",
+    source="models/gemma4_vision.py:541",
+)
+
+
+def _caveats(architecture: Architecture) -> Iterator[Remark]:
+    """Yield a remark on a vision tower in float16: vLLM and transformers scale pooled values in float32."""
+    if architecture.dtype is DType.F16 and isinstance(architecture.vision, VisionTower):
+        yield Remark(Topic.DTYPE, "vision_tower", _POOLED, (_BFLOAT16,), Role.VISION_TOWER)
+
+
 CONTRACT: Final = Contract(
     engine="sglang",
     title="SGLang",
@@ -246,5 +262,6 @@ CONTRACT: Final = Contract(
         "a lost tensor, but for a line in the log",
     ),
     needs=sglang_needs,
+    caveats=_caveats,
 )
 """SGLang 0.5.23."""

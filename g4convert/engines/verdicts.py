@@ -164,7 +164,8 @@ def verdicts_of_engine(
         tps: tensor parallel sizes.
         problems: problems that exist at every number of GPUs.
     """
-    whole = Verdict(contract.engine, contract.label, 1, problems=problems)
+    caveats = tuple(contract.caveats(weights.architecture))
+    whole = Verdict(contract.engine, contract.label, 1, caveats=caveats, problems=problems)
     if lacks := tuple(contract.needs(weights.architecture)):
         yield from (replace(whole, tp=tp, problems=lacks) for tp in (tps if contract.engine in _DENSE else (1,)))
         return
@@ -203,7 +204,7 @@ class _Split:
             caveats += tuple(_expert_parallel(one) for one in torn)
             torn = ()
         kernels = tuple(one.text for one in remarks if one.topic is Topic.KERNEL)
-        return replace(whole, kernels=kernels, caveats=caveats, problems=(*whole.problems, *torn))
+        return replace(whole, kernels=kernels, caveats=(*whole.caveats, *caveats), problems=(*whole.problems, *torn))
 
     def on_a_cpu(self) -> Iterator[str]:
         """Yield a note for each module that vLLM's CPU build has no kernel for."""
