@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.captured import store
 from helpers.prompts import first_of_each
 from safetensors.torch import save_file
 
@@ -18,7 +19,6 @@ from g4convert.verification.logits.capture import StoredReference
 from g4convert.verification.logits.kept import KeptProbe
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.probes.suite import digest, make_probes
-from tests.helpers.captured import store
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.captured import store
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -19,7 +20,6 @@ from g4convert.forward.probe import Probe
 from g4convert.verification.logits import capture as capturing
 from g4convert.verification.logits.capture import StoredReference
 from g4convert.verification.logits.intact import DIGEST, digest
-from tests.helpers.captured import store
 
 FACTS = "g4convert_reference"
 Tensors = dict[str, torch.Tensor]

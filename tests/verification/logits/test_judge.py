@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.captured import store
 from helpers.conversions import quantized
 from helpers.prompts import first_of_each
 
@@ -19,7 +20,6 @@ from g4convert.verification.logits.capture import StoredReference
 from g4convert.verification.logits.judge import check_logits
 from g4convert.verification.logits.trace import Models
 from g4convert.verification.probes.suite import make_probes
-from tests.helpers.captured import store
 
 BAD = (Severity.FAIL, Severity.INCONCLUSIVE)
 
