@@ -163,9 +163,14 @@ def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Kernel | NoKe
     return Kernel(_TRITON, slow=f"slower: {why}")
 
 
+def crosses_words(packing: Packing) -> bool:
+    """Return whether codes cross from one word into the next: of 3, 5, 6 and 7 bits."""
+    return _WORD % packing.num_bits != 0
+
+
 def vllm_table(packing: Packing) -> NoKernel | None:
     """Return why vLLM's lookup does not read a packed table; None if it does."""
-    if _WORD % packing.num_bits == 0:
+    if not crosses_words(packing):
         return None
     return NoKernel(
         Reason(

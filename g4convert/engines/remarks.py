@@ -36,6 +36,8 @@ class Topic(StrEnum):
     """A file has a name that the engine does not look for, or is missing."""
     MODEL = "model"
     """A class or a config that the engine does not start with."""
+    RELEASE = "release"
+    """Needs a release of a package that the engine allows, but does not require."""
     DTYPE = "dtype"
     """Computed in a dtype that is too narrow for it."""
 

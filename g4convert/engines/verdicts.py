@@ -22,6 +22,7 @@ from g4convert.engines.limits import (
     NoKernel,
     Packing,
     Partition,
+    crosses_words,
     sglang_linear,
     vllm_cpu_experts,
     vllm_cpu_linear,
@@ -44,6 +45,7 @@ BASIS: Final = "judged by the engines' source code, not tried on a GPU"
 """Source of the rules behind every verdict."""
 
 _UNPACKS: Final = "unpacks at the first forward pass, into as much memory as bf16"
+_NO_GAPS: Final = "needs compressed-tensors 0.18 or newer; older releases leave bits of each word empty"
 _DENSE: Final[Mapping[str, Callable[[Partition, Packing], Kernel | NoKernel]]] = {
     "vllm": vllm_linear,
     "sglang": sglang_linear,
@@ -170,7 +172,9 @@ def verdicts_of_engine(
         yield from (replace(whole, tp=tp, problems=lacks) for tp in (tps if contract.engine in _DENSE else (1,)))
         return
     if contract.engine not in _DENSE:
-        yield replace(whole, kernels=(_UNPACKS,) if weights.packed else ())
+        odd = sorted({one.num_bits for one in weights.packed.values() if crosses_words(one)})
+        newer = (Remark(Topic.RELEASE, "", Reason(f"{bits} bits: {_NO_GAPS}")) for bits in odd)
+        yield replace(whole, kernels=(_UNPACKS,) if weights.packed else (), caveats=(*caveats, *newer))
         return
     split = _Split.of(weights, contract)
     for tp in tps:

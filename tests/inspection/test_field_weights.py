@@ -145,7 +145,8 @@ def test_other_bits_have_humming_in_vllm_and_no_kernel_in_sglang(
     out = in_bits(checkpoints(family), packed(family, num_bits=8, method="minmax"), tmp_path / "out", bits)
     found = checked(out)
     assert not codes(found) - {"engines.sglang", "engines.transformers"}
-    assert (loads(found)["transformers"] is Loads.NO) is (family == "moe")  # it has no mapping for single experts
+    assert loads(found)["transformers"] is (Loads.NO if family == "moe" else Loads.CAVEAT)  # no mapping for experts
+    assert any("compressed-tensors 0.18" in remark.line for one in found.verdicts for remark in one.caveats)
     assert (loads(found)["vllm"], loads(found)["sglang"]) == (Loads.CAVEAT, Loads.NO)
     said = [remark.line for one in found.verdicts if one.engine == "vllm" for remark in one.told]
     assert said == [f"Humming is compiled when the server starts: Marlin takes no {bits} bits"]
