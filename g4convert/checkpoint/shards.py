@@ -54,7 +54,7 @@ def read_index(directory: Path) -> dict[str, str] | None:
     named = set(weight_map.values())
     if not any(os.path.lexists(directory / name) for name in named) and (beside := _weights(directory)):
         raise InputError(
-            f"{directory}: {INDEX} names {plural(len(named), 'file')}, but none is here, beside {shortly(beside)}",
+            f"{directory}: {INDEX} names {plural(len(named), 'file')}, but none is here, beside {abbreviate(beside)}",
             hint=f"delete {INDEX}: it belongs to another save, and engines that read it find no weights",
         )
     if SINGLE not in named and os.path.lexists(directory / SINGLE):
@@ -128,7 +128,7 @@ def _weights(directory: Path) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name.endswith(".safetensors") and not is_adapter(name)))
 
 
-def shortly(names: Sequence[str]) -> str:
+def abbreviate(names: Sequence[str]) -> str:
     """Return names as a few words."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 

@@ -10,7 +10,7 @@ from g4convert.errors import InputError, UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture, Inventory, is_drafter, quantized_format, resolve
 
 
-def open_speaking(directory: Path) -> Checkpoint:
+def open_for_generation(directory: Path) -> Checkpoint:
     """Open a checkpoint that text can be generated with.
 
     Raises:

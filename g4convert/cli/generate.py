@@ -27,7 +27,7 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     """Let a checkpoint answer, greedily: a smoke test for a person to read."""
     asked, where = _prompts(prompt), DEFAULTS.device if device is None else device
     from g4convert.checkpoint import source
-    from g4convert.checkpoint.uses import is_quantized, open_speaking
+    from g4convert.checkpoint.uses import is_quantized, open_for_generation
     from g4convert.cli import next_steps, show
     from g4convert.cli.talk import Talk
 
@@ -36,7 +36,7 @@ def generate(  # noqa: PLR0913 - one parameter for each option
         from g4convert.forward.tuning import check  # brings torch
 
         check(torch_device(where), autotune)
-    checkpoint = open_speaking(source.resolve(model).path)
+    checkpoint = open_for_generation(source.resolve(model).path)
     talk = Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
     talk.loading(model)
     from g4convert.forward.generation import Speaker  # brings torch and transformers

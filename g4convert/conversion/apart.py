@@ -1,7 +1,7 @@
 """Checks that a run writes, renames and deletes nothing that it reads.
 
-A directory of a run is renamed and deleted as a whole, so no input may lie in one, also not by a link or a bind mount:
-a source that consists of links into an old output would be gone with it.
+A directory of a run is renamed and deleted as a whole, so no input may lie in one, not even through a link or a bind
+mount: a source that consists of links into an old output would be deleted with it.
 """
 
 import os

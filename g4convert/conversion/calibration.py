@@ -1,4 +1,4 @@
-"""The calibration file of a conversion: which file it is, whether it is of the model, and what is in it so far."""
+"""The calibration file of a conversion: where it is, whether it belongs to the model, and what it holds so far."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ _HINT = "`g4convert calibrate MODEL -o FILE` makes one"
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The file that a calibrated method reads, and what is in it so far.
+    """The file that a calibrated method reads, and what it holds so far.
 
     Args:
         path: the file.
@@ -33,7 +33,7 @@ class Calibration:
 
     @classmethod
     def of(cls, path: Path, plan: Plan, checkpoint: Checkpoint) -> "Calibration":
-        """Read a file, and check that it is of the model.
+        """Read a file, and check that it belongs to the model.
 
         Raises:
             InputError: there is no such file, it is damaged, of another model, or no file for the plan's method.
@@ -53,16 +53,16 @@ class Calibration:
 
     @classmethod
     def own(cls, path: Path, plan: Plan, checkpoint: Checkpoint, *, overwrite: bool) -> "Calibration":
-        """Read the file that an output has for its own, beside it.
+        """Read the output's own calibration file, which lies beside the output.
 
         Args:
             path: the file.
             plan: plan of the output.
             checkpoint: the model.
-            overwrite: whether a file that is of no use is made again.
+            overwrite: whether a file that cannot be used is made again.
 
         Returns:
-            What is in it: nothing if it has yet to be made.
+            Its content; empty if the file has yet to be made.
 
         Raises:
             InputError: see `of`; the file is there, and may not be made again.

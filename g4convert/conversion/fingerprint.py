@@ -70,9 +70,9 @@ def differences(before: object, after: object, path: str = "") -> Iterable[tuple
 
 
 def check_unchanged(checkpoint: Checkpoint, reader: Reader) -> None:
-    """Check that the source's weight files did not change since they were opened, before what was made of them is kept.
+    """Check that the source's weight files have not changed since they were opened; called before results are kept.
 
-    Another file of the same name counts, too: a part of the run reads by name. A missing one was not read.
+    A file that was replaced counts as changed, since a part of the run reads by name. A file that is gone does not.
 
     Raises:
         InputError: weight files changed in size or time, or were replaced; names all of them.

@@ -3,8 +3,8 @@
 A job that is run again after it has finished (a CI retry) then has nothing to do. Other outputs are not touched.
 A source is the same by its config, headers and a sample of its weights, as in `fingerprint`.
 Shards are compared with the hashes in g4convert.json, side files with the source, and config.json with the config that
-the job would write. The model card and g4convert.json itself are not checked. Whether engines load it, and whether the
-calibration file is of the model, `job.prepare` asks of every output.
+the job would write. The model card and g4convert.json itself are not checked. `job.prepare` checks every output for
+whether engines load it, and whether the calibration file belongs to the model.
 """
 
 from collections.abc import Iterator, Mapping

@@ -91,7 +91,7 @@ class Model:
 
 
 def hash_of_request(request: Mapping[str, Any]) -> str:
-    """Return a sha256 over all that a file depends on, and this version: equal hashes are of equal files.
+    """Return a sha256 over all that a file depends on, and this version: equal hashes mean equal files.
 
     Args:
         request: what the file is made of, as JSON values.

@@ -3,8 +3,8 @@
     open checkpoint -> plan -> calibration file -> verdicts of engines -> layout -> config, units -> output directory
 
 What can be wrong with names, shapes, the recipe, the side files or the output directory is found here, before
-anything is written, also if the output is there already. Of the weights at most a sample is read, to compare it with
-the model of the calibration file, or of an output that seems to be there; of that output, all is read.
+anything is written, even if the output already exists. At most a sample of the weights is read, to compare it with the
+model of the calibration file, or of an output that seems to be the same; such an output is read as a whole.
 """
 
 from collections.abc import Mapping

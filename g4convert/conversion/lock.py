@@ -1,4 +1,4 @@
-"""One writer for each output, of `quantize` and `calibrate`: a lock of the system, released when its owner ends.
+"""A lock that lets one run at a time write an output: a lock of the system, released when its owner ends.
 
     OUT.lock    {"pid": 4711, "host": "node7", "since": "2026-11-28T03:30:00Z", "run": "9f2c..."}
 
@@ -8,7 +8,7 @@ checks that the locked file still has that name.
 
 NFS: Linux sends `flock` to the server as a lock on the whole file, so hosts exclude one another, except on mounts
 with `local_lock=flock` or `nolock`. A file system that has no locks at all (Lustre without `-o flock`) still makes a
-file once only: there a file that is left over is taken for an owner, and the message says what to delete.
+file once only: there a leftover file counts as that of an owner, and the message says what to delete.
 """
 
 import errno
@@ -52,7 +52,7 @@ class Lock:
 
         Raises:
             EnvironmentFault: another process holds the lock, and is named; or the lock file cannot be made.
-            InputError: a file of somebody has the lock file's name.
+            InputError: a file that no run made has the name of the lock file.
         """
         try:
             make_directory(self.path.parent)

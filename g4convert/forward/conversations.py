@@ -87,7 +87,7 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
 
 
 def _prompt(name: str, place: str, entry: Mapping[str, Any]) -> Conversation:
-    """One line; ValueError says what is wrong with it."""
+    """Parse one line; ValueError says what is wrong with it."""
     if not isinstance(entry, dict):
         raise TypeError("not a JSON object")
     if unknown := sorted(entry.keys() - {"messages", "prompt", "name", "bucket"}):
@@ -109,7 +109,7 @@ def _prompt(name: str, place: str, entry: Mapping[str, Any]) -> Conversation:
 
 
 def _message(entry: object) -> dict[str, str]:
-    """One message; ValueError says what is wrong with it."""
+    """Parse one message; ValueError says what is wrong with it."""
     if not isinstance(entry, dict) or not {"role", "content"} <= entry.keys():
         raise ValueError("a message needs role and content")
     if entry["role"] not in ROLES:

@@ -99,7 +99,7 @@ class Speaker:
         """Load a checkpoint.
 
         Args:
-            checkpoint: the checkpoint, plain or packed; see `checkpoint.uses.open_speaking`.
+            checkpoint: the checkpoint, plain or packed; see `checkpoint.uses.open_for_generation`.
             device: `cpu`, `cuda` or `cuda:N`.
             memory: `resident`, `stream` or `auto`; a streamed model reads all weights for each token.
             dtype: dtype of the forward, `float32` or `bfloat16`.

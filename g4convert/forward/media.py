@@ -85,7 +85,7 @@ def pictures(
 
 
 def video(config: Config, frames: int, size: tuple[int, int], generator: torch.Generator) -> Media:
-    """One video of `frames` pictures of the same size, in soft tokens; see `videos_encoded`."""
+    """Return one video of `frames` pictures of the same size, in soft tokens; see `videos_encoded`."""
     frames_of_video = pictures(config, [size] * frames, generator)
     arguments = {
         "pixel_values_videos": frames_of_video.arguments["pixel_values"],
@@ -129,7 +129,7 @@ def sounds(config: Config, lengths: Sequence[int], generator: torch.Generator, *
 def _draw(
     config: Config, columns: int, rows: int, room: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """One picture: pixels [room * pool^2, 3 * side^2], positions [room * pool^2, 2], and its colours."""
+    """Draw one picture: pixels [room * pool^2, 3 * side^2], positions [room * pool^2, 2], and its colours."""
     vision = config.vision_config
     pool = vision.pooling_kernel_size
     side = vision.patch_size
@@ -163,7 +163,7 @@ def _waves(notes: torch.Tensor, samples: int) -> torch.Tensor:
 
 
 def call(model: Model, arguments: Mapping[str, Any], *, use_cache: bool) -> Any:  # noqa: ANN401 -- a ModelOutput
-    """One forward without gradients, on the model's device; see `videos_encoded`."""
+    """Run one forward without gradients, on the model's device; see `videos_encoded`."""
     inputs = moved(arguments, device_of(model))
     with torch.no_grad(), quiet_transformers():  # packed modules are unpacked in the first forward
         return model(**videos_encoded(model, inputs), use_cache=use_cache)

@@ -27,7 +27,7 @@ _REMEDY: Final = "copy processor_config.json from the model's repository"
 
 
 def reason_against(directory: Path, config: Config) -> str:
-    """Return in words why a checkpoint takes no pictures here; empty if it does."""
+    """Return the reason why a checkpoint takes no pictures here; empty if it takes them."""
     if not takes(config, "image"):
         return "the model takes no pictures"
     if not any((directory / name).is_file() for name in PROCESSORS):

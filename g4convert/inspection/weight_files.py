@@ -18,7 +18,7 @@ from typing import Final
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.header import read_header
-from g4convert.checkpoint.shards import INDEX, SINGLE, shortly
+from g4convert.checkpoint.shards import INDEX, SINGLE, abbreviate
 from g4convert.engines import CONTRACTS
 from g4convert.engines.remarks import Topic
 from g4convert.errors import InputError
@@ -43,9 +43,9 @@ def weights_as_read(out: Checkpoint) -> Iterator[FileFault]:
         yield from _consolidated(out, consolidated)
     if inner:
         stops = ("vllm", "sglang") if len(inner) == len(out.weight_files) else ("vllm",)
-        yield FileFault(stops, shortly(inner), f"{_IN_FOLDER}, and the start ends", _MOVE)
+        yield FileFault(stops, abbreviate(inner), f"{_IN_FOLDER}, and the start ends", _MOVE)
     if inner and len(inner) < len(out.weight_files):
-        yield FileFault(("sglang",), shortly(inner), f"{_IN_FOLDER}: {CONTRACTS['sglang'].on_missing}", _MOVE)
+        yield FileFault(("sglang",), abbreviate(inner), f"{_IN_FOLDER}: {CONTRACTS['sglang'].on_missing}", _MOVE)
     if not os.path.lexists(out.path / INDEX):
         yield from _beside(out, () if consolidated else ("vllm", "sglang"))
 
@@ -56,13 +56,13 @@ def _transformers(out: Checkpoint) -> Iterator[FileFault]:
     if SINGLE in files:
         if rest := [name for name in files if name != SINGLE]:
             remedy = f"rename {SINGLE}, in {INDEX} as well"
-            yield FileFault(("transformers",), shortly(rest), f"not read, as {SINGLE} alone is", remedy)
+            yield FileFault(("transformers",), abbreviate(rest), f"not read, as {SINGLE} alone is", remedy)
     elif not os.path.lexists(out.path / INDEX):
         remedy = f"write {INDEX}: its `weight_map` has the file of each tensor"
         if len(files) == 1:
             remedy = f"rename it to {SINGLE}"
         found = f"not read, as it is not {SINGLE} and there is no {INDEX}"
-        yield FileFault(("transformers",), shortly(files), found, remedy)
+        yield FileFault(("transformers",), abbreviate(files), found, remedy)
 
 
 def _consolidated(out: Checkpoint, names: Sequence[str]) -> Iterator[FileFault]:
@@ -77,15 +77,15 @@ def _consolidated(out: Checkpoint, names: Sequence[str]) -> Iterator[FileFault]:
     stray = [name for name in names if name not in out.weight_files]
     if not unread:
         return
-    remedy = f"delete {shortly(stray)}, or move it out of the directory" if stray else f"rename {shortly(names)}"
+    remedy = f"delete {abbreviate(stray)}, or move it out of the directory" if stray else f"rename {abbreviate(names)}"
     if not read:
-        found = f"not looked for, as {shortly(stray)} makes vLLM look for files of that name beside config.json"
-        yield FileFault(("vllm",), shortly(unread), found, remedy)
+        found = f"not looked for, as {abbreviate(stray)} makes vLLM look for files of that name beside config.json"
+        yield FileFault(("vllm",), abbreviate(unread), found, remedy)
     elif stray and _infos(out.path, read) == out.infos:
-        found = f"read in place of {shortly(unread)}, of which it seems to be a copy"
-        yield FileFault(("vllm",), shortly(stray), found, remedy, Topic.NAMES)
+        found = f"read in place of {abbreviate(unread)}, of which it seems to be a copy"
+        yield FileFault(("vllm",), abbreviate(stray), found, remedy, Topic.NAMES)
     else:
-        yield FileFault(("vllm",), shortly(unread), f"not read, as {shortly(read)} is in its place", remedy)
+        yield FileFault(("vllm",), abbreviate(unread), f"not read, as {abbreviate(read)} is in its place", remedy)
 
 
 def _beside(out: Checkpoint, engines: Collection[str]) -> Iterator[FileFault]:

@@ -2,13 +2,13 @@
 
 run       Runs the levels that are asked for and collects their findings
 changed   Detects files that changed during the verification
-profiles  Limits of metrics, by name or of a file
+profiles  Reads the limits of metrics, shipped ones or those of a file
 gates     Compares measured numbers with the thresholds of a profile
-labels    Words for metrics and comparisons, for the terminal and the page
+labels    Describes metrics and comparisons for the terminal and the page
 static    Level `static`: names, shapes, config and files, without reading a weight
 weights   Level `weights`: every stored value against its source
-probes    Inputs that together reach every part of a model
+probes    Makes inputs that together reach every part of a model
 logits    Level `logits`: full forward passes, compared
 engine    Level `engine`: the same tokens through a real vLLM or SGLang
-page      The HTML page of a report
+page      Makes the HTML page of a report
 """

@@ -1,4 +1,4 @@
-"""Words for metrics and comparisons that the terminal and the page share.
+"""Descriptions of metrics and comparisons that the terminal and the page share.
 
 Tables list the metrics in the order of `METRICS`. `group_by_kind` puts headings on blamed modules.
 """
@@ -67,7 +67,7 @@ LOWER_BOUND: Final = (
     "KL comes out about 3 % low, measured on one model in 4 bits, as the reference holds only the likeliest tokens; "
     "limits are the same"
 )
-"""Words on the KL to a stored reference."""
+"""Note on the KL to a stored reference."""
 COSTLY: Final = {
     "loss": "which modules cost most",
     "parity": "which modules run differently from what is written",

@@ -123,10 +123,10 @@ def _verified(source: Path, output: Path, device: str) -> str:
 
 
 def _generated(output: Path, device: str) -> str:
-    from g4convert.checkpoint.uses import open_speaking  # noqa: PLC0415 - the same
+    from g4convert.checkpoint.uses import open_for_generation  # noqa: PLC0415 - the same
     from g4convert.forward.generation import Speaker  # noqa: PLC0415 - needs transformers
 
-    said = Speaker.load(open_speaking(output), device=device).answer(PROMPT, max_new_tokens=40)
+    said = Speaker.load(open_for_generation(output), device=device).answer(PROMPT, max_new_tokens=40)
     if said.text != ANSWER:
         raise AssertionError(f"said {said.text!r}, expected {ANSWER!r}")
     return f"{len(said.token_ids)} tokens, the text that it was taught"

@@ -19,7 +19,7 @@ from helpers.elsewhere import elsewhere
 from helpers.grids import one_in
 from helpers.program import Program, g4convert
 
-from g4convert.checkpoint.uses import open_speaking
+from g4convert.checkpoint.uses import open_for_generation
 from g4convert.demo.trained import trained
 from g4convert.errors import EnvironmentFault, GateError, InputError, UsageError
 from g4convert.forward.decoding import draw, greedy
@@ -207,7 +207,7 @@ def test_json_has_all_that_was_measured(taught: Path, g4convert: Program) -> Non
 
 def test_text_comes_in_pieces_and_no_character_is_cut(taught: Path) -> None:
     """Cyrillic is spelled in bytes here: two tokens a character."""
-    speaker = Speaker.load(open_speaking(taught), dtype="float32")
+    speaker = Speaker.load(open_for_generation(taught), dtype="float32")
     pieces: list[str] = []
     said = speaker.answer(COUNT, max_new_tokens=128, show=pieces.append)
     assert "".join(pieces) == said.text == COUNT_ANSWER
@@ -224,7 +224,7 @@ def test_text_comes_in_pieces_and_no_character_is_cut(taught: Path) -> None:
 def test_a_base_model_gets_the_prompt_as_it_is(taught: Path, tmp_path: Path) -> None:
     base = shutil.copytree(taught, tmp_path / "base")
     (base / "chat_template.jinja").unlink()
-    chat, raw = Speaker.load(open_speaking(taught)), Speaker.load(open_speaking(base))
+    chat, raw = Speaker.load(open_for_generation(taught)), Speaker.load(open_for_generation(base))
     first, *rest = raw.answer("In the beginning", max_new_tokens=1).prompt_ids
     assert first == 2
     assert raw.frame.tokenizer.decode(rest) == "In the beginning"
@@ -379,7 +379,7 @@ def test_a_checkpoint_without_words_or_numbers(taught: Path, tmp_path: Path) -> 
     mute = shutil.copytree(taught, tmp_path / "mute")
     (mute / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
-        Speaker.load(open_speaking(mute))
+        Speaker.load(open_for_generation(mute))
     broken = shutil.copytree(taught, tmp_path / "broken")
 
     def spoil(held: Tensors) -> None:
@@ -387,18 +387,18 @@ def test_a_checkpoint_without_words_or_numbers(taught: Path, tmp_path: Path) -> 
 
     rewrite(broken, spoil)
     with pytest.raises(GateError, match="not finite"):
-        Speaker.load(open_speaking(broken)).answer("Hello", max_new_tokens=3)
+        Speaker.load(open_for_generation(broken)).answer("Hello", max_new_tokens=3)
     assert not any(tensor.isnan().any() for tensor in stored(taught).values() if tensor.is_floating_point())
     lost = shutil.copytree(taught, tmp_path / "lost")
     rewrite(lost, lambda held: held.pop("model.language_model.norm.weight"))
     with pytest.raises(GateError, match="does not fit"):
-        Speaker.load(open_speaking(lost))
+        Speaker.load(open_for_generation(lost))
     with pytest.raises(UsageError, match="float16"):
-        Speaker.load(open_speaking(taught), dtype="float16")
+        Speaker.load(open_for_generation(taught), dtype="float16")
 
 
 def test_a_lack_of_memory_is_told(taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speaker = Speaker.load(open_speaking(taught))
+    speaker = Speaker.load(open_for_generation(taught))
 
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -411,7 +411,7 @@ def test_a_lack_of_memory_is_told(taught: Path, monkeypatch: pytest.MonkeyPatch)
 def test_ctrl_c_ends_the_line_and_leaves_no_trace(
     taught: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = Speaker.load(open_speaking(taught)).frame.tokenizer.decode
+    decode = Speaker.load(open_for_generation(taught)).frame.tokenizer.decode
 
     def stop(_: object, ids: list[int], **how: object) -> str:
         if len(ids) == 4:

@@ -154,7 +154,7 @@ class LayerBench:
         return fused.route(chosen, self._shapes[work.kind].experts, tile.block_m)
 
     def _work(self, kind: Kind, count: int) -> _Work:
-        """Random rows, the same for every tile."""
+        """Return random rows, the same for every tile."""
         if (kind, count) not in self._works:
             shape, place = self._shapes[kind], self._device
             top_k = 1 if kind == "linear" else math.gcd(count, min(_TOP_K, shape.experts))

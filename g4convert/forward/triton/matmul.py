@@ -39,7 +39,7 @@ _PAIR = {  # of 16-bit floats: the fma, 2^m as a float, 1, and -(2^m + 8)
 
 @triton.constexpr_function
 def assembly(dtype: tl.dtype, i: int, scaled: bool) -> str:  # noqa: FBT001 - inside a kernel all arguments are constants
-    """PTX that makes a pair of weights of nibble i of two halfwords.
+    """Return PTX that makes a pair of weights of nibble i of two halfwords.
 
     The nibble is put into the mantissa of 2^m, where it counts ones, and 2^m + 8 is taken away; both are exact. It
     takes an fma, since there is no subtraction of bf16 before sm_90. Nor is there a product: an fma with -0 is one.
@@ -169,7 +169,7 @@ def _rows(
 
 @triton.jit
 def _gelu(x: tl.tensor) -> tl.tensor:
-    """Give x (1 + tanh u) / 2, with u = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + exp(-2u))."""
+    """Return x (1 + tanh u) / 2, with u = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + exp(-2u))."""
     minus = -1.5957691216057308 * (x + 0.044715 * x * x * x)
     return x / (1 + tl.exp(tl.minimum(minus, 80.0)))
 
@@ -206,7 +206,9 @@ def matmul(
     fence: tl.constexpr,
     interpreted: tl.constexpr,
 ) -> None:
-    """One block of out: block_m pairs of one expert, block_n features. The grid is blocks of n by blocks of pairs.
+    """Compute one block of out: block_m pairs of one expert, block_n features.
+
+    The grid is blocks of n by blocks of pairs.
 
     Args:
         x: [rows, 4 kh], by slices; of pair p it is row p // top_k.

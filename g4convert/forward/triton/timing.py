@@ -22,7 +22,7 @@ _GRAPH_SECONDS, _LONG, _LEAST_RUNS = 2e-3, 1e-4, 8
 
 
 def random_packed(e: int, n: int, k: int, group: int, device: torch.device | str) -> Packed:
-    """Random words and bf16 scales, made where they are: [e, n, k]."""
+    """Return random words and bf16 scales, made where they are: [e, n, k]."""
     words = torch.randint(-(1 << 31), 1 << 31, (e, n, k // 8), dtype=torch.int32, device=device)
     scale = torch.randn(e, n, k // group, device=device).mul_(k**-0.5 / 4)
     return Packed(words, scale.bfloat16())

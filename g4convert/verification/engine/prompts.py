@@ -206,7 +206,7 @@ def _media_items(ids: Sequence[int], arguments: Mapping[str, Any], config: Confi
 
 
 def _find_runs(ids: Sequence[int], token: int) -> Iterator[tuple[int, list[int]]]:
-    """Yield the runs of the token `wanted`, each with its position."""
+    """Yield the runs of `token`, each with its position."""
     place = 0
     for id_, group in groupby(ids):
         run = list(group)

@@ -72,7 +72,7 @@ class BetterRecipe:
 
     @property
     def line(self) -> str:
-        """The way in one line."""
+        """The recipe in one line."""
         large = "" if self.nbytes is None else f", {size(self.nbytes)}"
         about = "at most about" if self.options == f"-r {EIGHT_BITS}" else "about"
         return f"`{self.options}`: {self.what}{large}, KL {about} {self.high:.2g}, {self.expected}"

@@ -113,7 +113,7 @@ def forcing_input(model: Model, inputs: Inputs, place: str) -> Iterator[None]:
 
 
 def _with_embeddings(args: tuple[Any, ...], embeddings: tuple[torch.Tensor, ...], number: int) -> tuple[Any, ...]:
-    """Return the positional arguments of layer `number`, with embeddings replaced by `given`."""
+    """Return the positional arguments of layer `number`, with embeddings replaced."""
     states, *per_layer = embeddings
     first = states if number == 0 else args[0]
     return (first, per_layer[number], *args[2:]) if per_layer else (first, *args[1:])

@@ -1,4 +1,4 @@
-"""Repairs of vLLM, where it does not run on this machine or with this config: each is noted, and told."""
+"""Repairs of vLLM, where it does not run on this machine or with this config: each is noted and reported."""
 
 import os
 import sys

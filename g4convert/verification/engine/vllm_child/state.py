@@ -1,4 +1,4 @@
-"""State of vLLM's start: every module notes in it what it finds or does, and the first reply tells it."""
+"""State of vLLM's start: every module notes in it what it finds or does, and the first reply reports it."""
 
 from dataclasses import dataclass, field
 from typing import Any
