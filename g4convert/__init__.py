@@ -26,7 +26,7 @@ if not TYPE_CHECKING:  # a type checker reads the imports above, and so sees a m
             raise AttributeError(f"module 'g4convert' has no attribute {name!r}")
         from importlib import import_module  # noqa: PLC0415 -- the package imports nothing
 
-        named = import_module("g4convert.api.keywords").keyworded
+        named = import_module("g4convert.api.keywords").add_keyword_notes
         found = globals()[name] = named(getattr(import_module(f"g4convert.api.{name}"), name))
         return found
 

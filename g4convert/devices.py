@@ -13,15 +13,15 @@ from typing import Any, Final
 import torch
 
 from g4convert.errors import EnvironmentFault
-from g4convert.request import checked_device
+from g4convert.run_options import check_device
 
 CPU = torch.device("cpu")
 
 _ATTRIBUTE: Final = "g4_device"
-_LESS: Final = "--memory stream holds one layer at a time"
-_ROOM: Final = {"cpu": 0.6, "cuda": 0.8}
+_LESS_MEMORY: Final = "--memory stream holds one layer at a time"
+_SHARE_OF_FREE: Final = {"cpu": 0.6, "cuda": 0.8}
 """Share of the free memory that a resident model may take; activations and logits need the rest."""
-_SMALL: Final = 100_000_000
+_FEW_PARAMETERS: Final = 100_000_000
 """Parameters below which a model runs on one thread."""
 
 
@@ -35,7 +35,7 @@ def torch_device(name: str) -> torch.device:
         UsageError: another name.
         EnvironmentFault: the machine has no such GPU.
     """
-    if checked_device(name) == "cpu":
+    if check_device(name) == "cpu":
         return CPU
     number = int(name.partition(":")[2] or 0)
     count = torch.cuda.device_count()
@@ -54,7 +54,7 @@ def device_of_rank(device: torch.device, rank: int, world: int) -> torch.device:
     return torch.device("cuda", rank % torch.cuda.device_count())
 
 
-def place(model: torch.nn.Module, device: torch.device) -> None:
+def record_device(model: torch.nn.Module, device: torch.device) -> None:
     """Record the device of a model's inputs on the model, as a streamed model has no tensor that shows it."""
     setattr(model, _ATTRIBUTE, device)
 
@@ -84,7 +84,7 @@ def moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401 -- arguments
 def is_roomy(nbytes: int, device: torch.device = CPU) -> bool:
     """Return whether `nbytes` take at most the share `_ROOM` of a device's free memory."""
     free = _free_memory() if device.type == "cpu" else iter(torch.cuda.mem_get_info(device)[:1])
-    return nbytes <= _ROOM[device.type] * min(free)
+    return nbytes <= _SHARE_OF_FREE[device.type] * min(free)
 
 
 def free_memory() -> int:
@@ -102,18 +102,18 @@ def memory_faults() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise EnvironmentFault("out of memory on the device", hint=_LESS) from error
+        raise EnvironmentFault("out of memory on the device", hint=_LESS_MEMORY) from error
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise
-        raise EnvironmentFault("out of memory", hint=_LESS) from error
+        raise EnvironmentFault("out of memory", hint=_LESS_MEMORY) from error
 
 
 @contextmanager
 def threads_for(model: torch.nn.Module) -> Iterator[None]:
     """Run a small model on one thread: for small products, waking a second thread costs more than it saves."""
     before = torch.get_num_threads()
-    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
+    if sum(parameter.numel() for parameter in model.parameters()) < _FEW_PARAMETERS:
         torch.set_num_threads(1)
     try:
         yield

@@ -42,24 +42,24 @@ def jit(function: Callable[_P, _R], *, reorder: bool = False, inline: bool = Fal
         return cast("Callable[_P, _R]", numba.njit(**options)(function))
     kept = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if kept is not None:
-        found = stamp(Path(function.__code__.co_filename))
+        found = hash_sources(Path(function.__code__.co_filename))
         kept._source_stamp, kept._version = found, f"{numba.__version__} {found}"  # noqa: SLF001 - no public way; a test tells if they move
     return cast("Callable[_P, _R]", compiled)
 
 
 @cache
-def stamp(path: Path) -> str:
+def hash_sources(path: Path) -> str:
     """Return the hash of a source file and of the files of this program that it imports, and that these import."""
     found: dict[Path, str] = {}
     left = [path]
     while left:
         if (one := left.pop()) not in found:
             found[one] = one.read_text()
-            left += _imported(found[one])
+            left += _list_imported(found[one])
     return sha256("".join(found[one] for one in sorted(found)).encode()).hexdigest()
 
 
-def _imported(text: str) -> Iterator[Path]:
+def _list_imported(text: str) -> Iterator[Path]:
     """Yield the files of the modules that a source file imports from, or imports, of this program."""
     for module, names in _IMPORT.findall(text):
         place = _ROOT.joinpath(*module.split("."))

@@ -38,9 +38,9 @@ def check_apart(written: Iterable[Path], read: Iterable[Path]) -> None:
     Raises:
         UsageError: names the first file that does.
     """
-    taken = {_real(path) for path in read}
+    taken = {_real_path(path) for path in read}
     for path in written:
-        place = _real(path)
+        place = _real_path(path)
         if meant := taken.intersection((place, *place.parents)):
             within = f"lies in {meant.pop()}" if place not in meant else "is another file of this command"
             raise UsageError(f"{path}: {within}, which it would change", hint="name a file elsewhere")
@@ -65,8 +65,8 @@ def holds_mount(path: Path) -> bool:
     """
     if path.is_mount():
         return True
-    place = os.fsencode(_real(path))
-    return any(one == place or one.startswith(place + b"/") for one in _mounts())
+    place = os.fsencode(_real_path(path))
+    return any(one == place or one.startswith(place + b"/") for one in _list_mounts())
 
 
 def make_directory(path: Path) -> None:
@@ -80,7 +80,7 @@ def make_directory(path: Path) -> None:
         one.mkdir(exist_ok=True)
 
 
-def _mounts() -> Iterator[bytes]:
+def _list_mounts() -> Iterator[bytes]:
     """Yield the places of all mounts; none where the system has no such list."""
     try:
         lines = _MOUNTS.read_bytes().splitlines()
@@ -90,6 +90,6 @@ def _mounts() -> Iterator[bytes]:
         yield re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8) & 0xFF]), line.split()[4])
 
 
-def _real(path: Path) -> Path:
+def _real_path(path: Path) -> Path:
     """Return an absolute path without links; `Path.resolve` raises where links go round."""
     return Path(os.path.realpath(path))

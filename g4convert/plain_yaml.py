@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-_MOST: Final = 1 << 63
+_LARGEST_NUMBER: Final = 1 << 63
 
 
 class _Loader(yaml.SafeLoader):
@@ -18,7 +18,7 @@ class _Loader(yaml.SafeLoader):
         """Refuse aliases."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call] # the library's
-            raise _fault(f"an alias (*{event.anchor}), which is not read: write the value again", event.start_mark)
+            raise _make_fault(f"an alias (*{event.anchor}), which is not read: write the value again", event.start_mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
 
@@ -28,15 +28,15 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise _fault(f"the key {key.value[:80]} twice", key.start_mark)
+                    raise _make_fault(f"the key {key.value[:80]} twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """Refuse numbers beyond 64 bits: no setting is so large, and Python does not print thousands of digits."""
         value = int(super().construct_yaml_int(node))
-        if abs(value) >= _MOST:
-            raise _fault("a number beyond 64 bits", node.start_mark)
+        if abs(value) >= _LARGEST_NUMBER:
+            raise _make_fault("a number beyond 64 bits", node.start_mark)
         return value
 
 
@@ -57,5 +57,5 @@ def parse(text: str) -> object:
         raise yaml.YAMLError(str(error)) from error
 
 
-def _fault(problem: str, mark: yaml.Mark | None) -> yaml.MarkedYAMLError:
+def _make_fault(problem: str, mark: yaml.Mark | None) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)

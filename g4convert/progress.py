@@ -25,7 +25,7 @@ from rich.text import Text
 from g4convert.quantities import duration, size
 
 _LINE_SECONDS = 10.0
-_TELLING = 0.02
+_SHARE_BEFORE_SPEED = 0.02
 """Share of the work after which speed and time left are shown; earlier the speed misleads, as kernels compile."""
 
 
@@ -70,7 +70,7 @@ class _TwoLines(RichProgress):
         yield Text(self.tasks[0].description if self.tasks else "", style="dim", no_wrap=True, overflow="ellipsis")
 
 
-class _Left(TimeRemainingColumn):
+class _TimeLeft(TimeRemainingColumn):
     """Time left; blank while it is not known."""
 
     def render(self, task: Task) -> Text:
@@ -85,7 +85,7 @@ class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Return the text for a task with the number of bytes of earlier runs in its field `earlier`."""
         fresh = task.completed - task.fields["earlier"]
-        if not task.elapsed or task.total is None or fresh < max(1, _TELLING * task.total):
+        if not task.elapsed or task.total is None or fresh < max(1, _SHARE_BEFORE_SPEED * task.total):
             return Text("")
         return Text(f"{size(fresh / task.elapsed)}/s")
 
@@ -102,7 +102,7 @@ class Bar(Progress):
         """Show the bar from what an earlier run has finished."""
         _say_continued(self._console, total, done)
         share = BarColumn(bar_width=16), TaskProgressColumn(), DownloadColumn(), _Speed()
-        bar = _TwoLines(*share, _Left(), console=self._console, transient=True)
+        bar = _TwoLines(*share, _TimeLeft(), console=self._console, transient=True)
         self._replace(bar, "", total, done)
 
     def advance(self, nbytes: int, name: str) -> None:
@@ -112,7 +112,7 @@ class Bar(Progress):
     def step(self, name: str, total: int, unit: str) -> None:
         """Show a bar for the step in place of the last bar."""
         counted = [TextColumn("{task.completed} of {task.total} " + unit)] if unit else []
-        columns = BarColumn(bar_width=16), TaskProgressColumn(), *counted, _Left()
+        columns = BarColumn(bar_width=16), TaskProgressColumn(), *counted, _TimeLeft()
         self._replace(_TwoLines(*columns, console=self._console, transient=True), name, total)
 
     def _replace(self, progress: RichProgress, name: str, total: int | None, done: int = 0) -> None:
@@ -175,7 +175,7 @@ class Lines(Progress):
         parts = [f"{size(self._done)} of {size(self._total)}"]
         if self._done >= self._total:
             parts += [f"{size(speed)}/s", "done"]
-        elif self._fresh >= _TELLING * self._total:
+        elif self._fresh >= _SHARE_BEFORE_SPEED * self._total:
             parts += [f"{size(speed)}/s", f"{duration((self._total - self._done) / speed)} left"]
         current = [name] if self._done < self._total else []
         _say(self._console, ", ".join([*parts, *current]))
@@ -203,7 +203,7 @@ class Lines(Progress):
         _say(self._console, text)
 
 
-class _Saying(Progress):
+class _WithMessagesTo(Progress):
     """Another display whose lines go to a function."""
 
     def __init__(self, shown: Progress, say: Callable[[str], None]) -> None:
@@ -234,13 +234,13 @@ class _Saying(Progress):
         self._say(text)
 
 
-def saying(shown: Progress | None, say: Callable[[str], None] | None) -> Progress:
+def with_messages_to(shown: Progress | None, say: Callable[[str], None] | None) -> Progress:
     """Return a display that shows the same (None shows nothing), and gives what it is to say to a function, if any."""
     display = shown or Progress()
-    return display if say is None else _Saying(display, say)
+    return display if say is None else _WithMessagesTo(display, say)
 
 
-def watch(console: Console, *, quiet: bool) -> Progress:
+def open_display(console: Console, *, quiet: bool) -> Progress:
     """Return the display that suits stderr: a bar for a terminal, lines otherwise, nothing if `quiet`."""
     if quiet:
         return Progress()

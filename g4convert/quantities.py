@@ -8,7 +8,7 @@ _MINUTE: Final = 60
 _SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?B|)\s*")
 
 
-def as_bytes(text: str) -> int | None:
+def parse_size(text: str) -> int | None:
     """Return the number of bytes in `5GB`, `500 MB`, `2GiB` or a plain number; None for other text."""
     match = _SIZE.fullmatch(text.upper())
     return int(float(match[1]) * _UNITS[match[2]]) if match else None
@@ -26,7 +26,7 @@ def size(nbytes: float) -> str:
 
 
 def exact_size(nbytes: int) -> str:
-    """Return bytes as `as_bytes` reads them, in the largest unit that takes at most two decimals: `14GB`, `1.6MB`."""
+    """Return bytes as `parse_size` reads them, in the largest unit that takes at most two decimals: `14GB`, `1.6MB`."""
     units = (("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
     fits = ((unit, scale) for unit, scale in units if nbytes >= scale and nbytes % (scale // 100) == 0)
     unit, scale = next(fits, ("", 1))

@@ -64,7 +64,7 @@ class Detail(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Result of one check of one subject, or of several subjects that `grouped` joined.
+    """Result of one check of one subject, or of several subjects that `join_alike` joined.
 
     Args:
         code: name of the check, `level.check`; stable, and described in docs/reference/checks.md.
@@ -127,7 +127,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class LevelResult:
     """Result of one level.
 
     Args:
@@ -186,7 +186,7 @@ class Report:
             "verdict": self.verdict.value,
             "counts": {severity.value: counts[severity] for severity in Severity},
             "findings": [finding.to_dict() for finding in self.findings],
-            "metrics": _finite(self.metrics),
+            "metrics": _replace_non_finite(self.metrics),
         }
 
     def to_json(self) -> str:
@@ -194,7 +194,7 @@ class Report:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def grouped(findings: Iterable[Finding]) -> Iterator[Finding]:
+def join_alike(findings: Iterable[Finding]) -> Iterator[Finding]:
     """Yield findings, with equal findings on subjects that differ only in their numbers joined into one.
 
     `layers.0.mlp.up_proj` and `layers.1.mlp.up_proj` become `layers.*.mlp.up_proj`, with their count and the first;
@@ -211,23 +211,23 @@ def grouped(findings: Iterable[Finding]) -> Iterator[Finding]:
         if len(subjects) == 1:
             yield first
             continue
-        yield replace(first, subject=_common(subjects), count=len(subjects), first=subjects[0])
+        yield replace(first, subject=_common_subject(subjects), count=len(subjects), first=subjects[0])
 
 
-def _common(subjects: list[str]) -> str:
+def _common_subject(subjects: list[str]) -> str:
     """Return the common form of subjects, with `*` for numbers in which they differ."""
     columns = zip(*(_NUMBERS.findall(subject) for subject in subjects), strict=True)
     numbers = iter([column[0] if len(set(column)) == 1 else "*" for column in columns])
     return _NUMBERS.sub(lambda _: next(numbers), subjects[0])
 
 
-def _finite(value: object) -> object:
+def _replace_non_finite(value: object) -> object:
     """Return nested values with texts in place of floats that JSON lacks."""
     match value:
         case Mapping():
-            return {str(key): _finite(item) for key, item in value.items()}
+            return {str(key): _replace_non_finite(item) for key, item in value.items()}
         case list() | tuple():
-            return [_finite(item) for item in value]
+            return [_replace_non_finite(item) for item in value]
         case float() if not math.isfinite(value):
             return str(value)
         case _:

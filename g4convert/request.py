@@ -1,16 +1,13 @@
 """Levels and options of a verification, as values without heavy imports: the command line imports this module."""
 
-import re
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from g4convert.errors import UsageError
+from g4convert.run_options import MemoryUse, check_run
 from g4convert.suggestions import no_such
-
-T = TypeVar("T", bound=StrEnum)
 
 
 class Level(StrEnum):
@@ -27,87 +24,18 @@ class Level(StrEnum):
         return order.index(self) >= order.index(other)
 
 
-class EngineName(StrEnum):
+class TestedEngine(StrEnum):
     """Engine that level `engine` can test."""
 
     VLLM = "vllm"
     SGLANG = "sglang"
 
 
-class MemoryUse(StrEnum):
-    """Way to hold a model in memory while it runs."""
-
-    RESIDENT = "resident"
-    STREAM = "stream"
-    AUTO = "auto"
-
-
 MOST_SECONDS: Final = 7 * 24 * 3600
 """Longest time that an engine may be waited for: a week. Timers of the system cannot hold any number."""
-FLOAT_TYPES = ("float32", "bfloat16")
-"""Dtypes in which a forward pass can run."""
-MOST_GPUS: Final = 1 << 16
-"""Largest tensor parallel size."""
-MOST_WORKERS: Final = 1024
-"""Most threads of a command."""
 
 
-def checked_device(name: str) -> str:
-    """Return the name of a device unchanged, if it is valid.
-
-    Raises:
-        UsageError: not `cpu`, `cuda` or `cuda:N`.
-    """
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UsageError(f"--device {name}: expected cpu, cuda or cuda:N")
-    return name
-
-
-def check_run(  # noqa: PLR0913 -- what the commands have in common
-    *,
-    tp: Iterable[int] = (),
-    workers: int = 0,
-    device: str | None = None,
-    memory: str | None = None,
-    dtype: str | None = None,
-    dtypes: Collection[str] = FLOAT_TYPES,
-) -> None:
-    """Check the numbers and names that several commands take; the functions of the API begin with it.
-
-    Args:
-        tp: tensor parallel sizes.
-        workers: number of threads; 0 is the default number.
-        device: device of a model; None is the default.
-        memory: way to hold a model; None is the default.
-        dtype: dtype of a forward pass; None is the default.
-        dtypes: known dtypes.
-
-    Raises:
-        UsageError: a number is out of range, or a name unknown.
-    """
-    numbers = [*(("--tp", one, 1, MOST_GPUS) for one in tp), ("--workers", workers, 0, MOST_WORKERS)]
-    for option, number, least, most in numbers:
-        if not least <= number <= most:
-            raise UsageError(f"{option} {number}: expected {least} to {most:,}")
-    if device is not None:
-        checked_device(device)
-    parse_choice("--memory", memory, MemoryUse)
-    if dtype is not None and dtype not in dtypes:
-        raise no_such("--dtype", dtype, dtypes)
-
-
-def parse_choice(option: str, name: str | None, known: type[T]) -> T | None:
-    """Return the member of an enumeration with this name; None for None.
-
-    Raises:
-        UsageError: no member has this name.
-    """
-    if name is not None and name not in list(known):
-        raise no_such(option, name, known)
-    return None if name is None else known(name)
-
-
-def verified_after(name: str | None) -> Level | None:
+def parse_verify_after(name: str | None) -> Level | None:
     """Return the level of the verification at the end of a conversion; None for None and `none`.
 
     Raises:
@@ -177,14 +105,14 @@ class Request:
     memory: MemoryUse | None = None
     dtype: str | None = None
     device: str | None = None
-    engine: EngineName | None = None
+    engine: TestedEngine | None = None
     engine_python: Path | None = None
     engine_url: str | None = None
     engine_timeout: float | None = None
 
     def __post_init__(self) -> None:
         check_run(device=self.device, dtype=self.dtype)
-        unused = [name for name, value in self._of_logits.items() if value is not None]
+        unused = [name for name, value in self._logits_options.items() if value is not None]
         if not self.depth.includes(Level.LOGITS) and unused:
             raise UsageError(f"--{unused[0]} belongs to level logits, not {self.depth}", hint="--level logits")
         self._check_engine()
@@ -210,19 +138,19 @@ class Request:
         """Last level to run."""
         if self.level is not None:
             return self.level
-        if any(value is not None for value in self._of_engine.values()):
+        if any(value is not None for value in self._engine_options.values()):
             return Level.ENGINE
-        if self.is_captured or any(value is not None for value in self._of_logits.values()):
+        if self.is_captured or any(value is not None for value in self._logits_options.values()):
             return Level.LOGITS
         return Level.STATIC if self.reference is None else Level.WEIGHTS
 
     @property
     def implied_by(self) -> str:
         """The first option that asks for level logits without naming it; empty if the level was named."""
-        return next((name for name, value in self._of_logits.items() if value is not None and not self.level), "")
+        return next((name for name, value in self._logits_options.items() if value is not None and not self.level), "")
 
     @property
-    def judged_by(self) -> str:
+    def profile_name(self) -> str:
         """The profile of level logits."""
         return self.settings.profile
 
@@ -230,22 +158,22 @@ class Request:
         seconds = self.engine_timeout
         if seconds is not None and not 1 <= seconds <= MOST_SECONDS:
             raise UsageError(f"--engine-timeout {seconds:g}: expected 1 to {MOST_SECONDS:,} seconds, a week")
-        given = [name for name, value in self._of_engine.items() if value is not None]
+        given = [name for name, value in self._engine_options.items() if value is not None]
         if self.depth is not Level.ENGINE and given:
             raise UsageError(f"--{given[0]} belongs to level engine, not {self.depth}", hint="--level engine")
         if self.depth is Level.ENGINE and self.engine is None:
-            raise UsageError("level engine needs an engine", hint=f"--engine {', '.join(EngineName)}")
+            raise UsageError("level engine needs an engine", hint=f"--engine {', '.join(TestedEngine)}")
         if self.depth is Level.ENGINE and self.profile is not None:
             raise UsageError("--profile belongs to level logits, not engine", hint="an engine is judged by parity")
-        if self.engine is EngineName.SGLANG and self.engine_url is None:
+        if self.engine is TestedEngine.SGLANG and self.engine_url is None:
             raise UsageError("SGLang is asked over HTTP", hint="start a server with the checkpoint, and --engine-url")
-        if self.engine is EngineName.SGLANG and self.engine_python is not None:
+        if self.engine is TestedEngine.SGLANG and self.engine_python is not None:
             raise UsageError("--engine-python is for vllm; an SGLang server runs already")
-        if self.engine is EngineName.VLLM and self.engine_url is not None:
+        if self.engine is TestedEngine.VLLM and self.engine_url is not None:
             raise UsageError("--engine-url is for sglang; vllm is started here", hint="--engine-python PATH")
 
     @property
-    def _of_engine(self) -> dict[str, object]:
+    def _engine_options(self) -> dict[str, object]:
         return {
             "engine": self.engine,
             "engine-python": self.engine_python,
@@ -254,7 +182,7 @@ class Request:
         }
 
     @property
-    def _of_logits(self) -> dict[str, object]:
+    def _logits_options(self) -> dict[str, object]:
         return {
             "profile": self.profile,
             "prompts": self.prompts,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from g4convert.errors import UsageError
 
-_ALIKE = 0.65
+_LEAST_SIMILARITY = 0.65
 """Least similarity of a suggestion: a letter or two may differ; `tensorrt` does not suggest `transformers` (0.6)."""
 
 
@@ -14,10 +14,10 @@ def not_one_of(known: Iterable[str]) -> str:
     return f"not one of {', '.join(known)}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """Return a question with the known name that the user probably meant; empty if no name is similar."""
     by_lower = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, 1, _ALIKE)
+    near = difflib.get_close_matches(name.lower(), by_lower, 1, _LEAST_SIMILARITY)
     return f"did you mean {by_lower[near[0]]}?" if near else ""
 
 
@@ -31,4 +31,4 @@ def no_such(subject: str, name: object, known: Iterable[str], hint: str = "") ->
         hint: hint if no known name is similar.
     """
     names = list(known)
-    return UsageError(f"{subject} {name}: {not_one_of(names)}", hint=nearest(str(name), names) or hint)
+    return UsageError(f"{subject} {name}: {not_one_of(names)}", hint=suggest(str(name), names) or hint)

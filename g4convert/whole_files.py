@@ -26,8 +26,8 @@ def check_writable(path: Path) -> None:
         check_above(path)
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise UsageError(f"{path}: no file can be written there", hint="name a file in a directory that exists")
-        if place := _place(path):
-            fresh = _fresh(place)
+        if place := _find_target(path):
+            fresh = _make_fresh_path(place)
             os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
             fresh.unlink()
     except OSError as error:
@@ -48,12 +48,12 @@ def write_whole(path: Path, data: bytes | str, *, replace_link: bool = False, ov
         OSError: it cannot be written; names `path`.
     """
     content = data.encode() if isinstance(data, str) else data
-    place = path if replace_link else _place(path)
+    place = path if replace_link else _find_target(path)
     try:
         if place is None:
             path.write_bytes(content)
             return
-        fresh = _fresh(place)
+        fresh = _make_fresh_path(place)
         try:
             with fresh.open("xb") as file:
                 file.write(content)
@@ -62,7 +62,7 @@ def write_whole(path: Path, data: bytes | str, *, replace_link: bool = False, ov
             if overwrite:
                 fresh.replace(place)
             else:
-                _name(fresh, place)
+                _give_name(fresh, place)
         finally:
             fresh.unlink(missing_ok=True)
     except FileExistsError as error:
@@ -72,14 +72,14 @@ def write_whole(path: Path, data: bytes | str, *, replace_link: bool = False, ov
         raise
 
 
-def _place(path: Path) -> Path | None:
+def _find_target(path: Path) -> Path | None:
     """Return the file that gets the bytes, behind links; None if it is there and cannot be replaced."""
     if path.exists() and (not path.is_file() or holds_mount(path)):
         return None
     return Path(os.path.realpath(path))
 
 
-def _name(fresh: Path, place: Path) -> None:
+def _give_name(fresh: Path, place: Path) -> None:
     """Give a file its name, if nothing has it.
 
     Raises:
@@ -94,5 +94,5 @@ def _name(fresh: Path, place: Path) -> None:
         fresh.replace(place)
 
 
-def _fresh(place: Path) -> Path:
+def _make_fresh_path(place: Path) -> Path:
     return place.with_name(f".g4convert-{token_hex(8)}.writing")

@@ -31,12 +31,12 @@ from helpers.program import Ran, brief, g4convert
 
 from g4convert.api.calibrate import calibrate
 from g4convert.cli.app import app
-from g4convert.demo.trained import trained
+from g4convert.demo.trained import find_trained
 from g4convert.errors import UsageError
 from g4convert.forward.triton.packed import OLDEST_TRITON
 from g4convert.gemma4.family import Family
-from g4convert.planning.recipe import DEFAULT, Recipe, schema
-from g4convert.planning.recipe_files import load, shipped
+from g4convert.planning.recipe import DEFAULT, Recipe, make_schema
+from g4convert.planning.recipe_files import load, load_shipped
 from g4convert.verification import profiles
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def furnish(place: Path, moe: Path, document: Path) -> None:
     for output in {*re.findall(r"-o (OUT-own|six|streamed)\b", document.read_text())}:  # else on all texts that ship
         own = place / f"{output}.calibration.safetensors"
         calibrate(moe, own, samples=4, length=32, answers=False, statistics=output == "streamed")
-    shutil.copytree(trained(Family.MOE), place / "demo" / "moe")
+    shutil.copytree(find_trained(Family.MOE), place / "demo" / "moe")
     for text in re.findall(r"^```yaml\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
         if named := re.search(r"-r (\S+\.yaml)", text):
             (place / named[1]).write_text(text)
@@ -295,7 +295,7 @@ def test_documented_defaults_and_values_are_so(key: str) -> None:
     assert load(DEFAULT, {key: said}).recipe.model_dump()[key] == Recipe().model_dump()[key]
     for value in in_ticks(values):
         load(DEFAULT, {key: [value] if key in LISTS else value})
-    known = json.dumps({"property": schema()["properties"][key], "types": schema()["$defs"]})
+    known = json.dumps({"property": make_schema()["properties"][key], "types": make_schema()["$defs"]})
     if key in {"method", "kv_shared", "assistant", "layout"}:
         with pytest.raises(UsageError) as refused:
             load(DEFAULT, {key: "nonsense"})
@@ -305,7 +305,7 @@ def test_documented_defaults_and_values_are_so(key: str) -> None:
 
 
 def test_every_shipped_recipe_is_documented() -> None:
-    assert {cells[0].strip("`") for cells in rows(RECIPES_MD, "| recipe |")} == set(shipped())
+    assert {cells[0].strip("`") for cells in rows(RECIPES_MD, "| recipe |")} == set(load_shipped())
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from g4convert.jit import stamp
+from g4convert.jit import hash_sources
 from g4convert.quantization import compiled, steps
 from g4convert.verification.logits import row_sums
 
@@ -14,7 +14,7 @@ from g4convert.verification.logits import row_sums
 @pytest.mark.parametrize("function", [steps.load, compiled.absolute, row_sums.log_sums])
 def test_kept_machine_code_has_the_stamp_of_its_file(function: object) -> None:
     file = Path(function.py_func.__code__.co_filename)  # type: ignore[attr-defined] # numba's
-    assert function._cache._cache_file._source_stamp == stamp(file)  # type: ignore[attr-defined] # noqa: SLF001 - see `jit`
+    assert function._cache._cache_file._source_stamp == hash_sources(file)  # type: ignore[attr-defined] # noqa: SLF001 - see `jit`
 
 
 def test_machine_code_of_an_older_release_whose_types_are_gone_is_not_read(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_stamp_is_of_all_that_is_imported_and_of_nothing_else(
     def made(changed: str = "") -> str:
         for name, text in sources.items():
             (tmp_path / "g4convert" / name).write_text(text + "# changed\n" * (name == changed))
-        return stamp.__wrapped__(tmp_path / "g4convert" / "outer.py")
+        return hash_sources.__wrapped__(tmp_path / "g4convert" / "outer.py")
 
     same = {name for name in sources if made(name) == made()}
     assert same == {"inner/four.py"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from g4convert.progress import Bar, Lines, Progress, watch
+from g4convert.progress import Bar, Lines, Progress, open_display
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +112,11 @@ def test_a_step_without_a_unit_is_told_in_percent(monkeypatch: pytest.MonkeyPatc
 
 def test_progress_suits_where_it_goes() -> None:
     nowhere = io.StringIO()
-    assert type(watch(Console(file=nowhere), quiet=True)) is Progress
-    assert type(watch(Console(file=nowhere), quiet=False)) is Lines
-    assert type(watch(Console(file=nowhere, force_terminal=True, _environ={"TERM": "xterm"}), quiet=False)) is Bar
-    assert type(watch(Console(file=nowhere, force_terminal=True, _environ={"TERM": "dumb"}), quiet=False)) is Lines
+    assert type(open_display(Console(file=nowhere), quiet=True)) is Progress
+    assert type(open_display(Console(file=nowhere), quiet=False)) is Lines
+    assert (
+        type(open_display(Console(file=nowhere, force_terminal=True, _environ={"TERM": "xterm"}), quiet=False)) is Bar
+    )
+    assert (
+        type(open_display(Console(file=nowhere, force_terminal=True, _environ={"TERM": "dumb"}), quiet=False)) is Lines
+    )

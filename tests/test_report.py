@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from g4convert.report import Finding, Report, Severity, grouped
+from g4convert.report import Finding, Report, Severity, join_alike
 
 PASS, WARN, FAIL, INFO, UNCLEAR = Severity.PASS, Severity.WARN, Severity.FAIL, Severity.INFO, Severity.INCONCLUSIVE
 
@@ -63,7 +63,7 @@ def test_json_has_a_version_and_only_what_json_has() -> None:
 def test_the_same_of_many_modules_is_said_once() -> None:
     names = [f"layers.{n}.experts.{e}.up_proj" for n in (3,) for e in range(4)]
     other = finding(FAIL, subject="layers.3.router.proj")
-    found = list(grouped([*(finding(FAIL, subject=name) for name in names), other, finding(WARN, subject=names[0])]))
+    found = list(join_alike([*(finding(FAIL, subject=name) for name in names), other, finding(WARN, subject=names[0])]))
     assert [one.subject for one in found] == ["layers.3.experts.*.up_proj", other.subject, names[0]]
     assert found[0].told == "no weight_scale (4 of them, first layers.3.experts.0.up_proj)"
     assert found[1] == other

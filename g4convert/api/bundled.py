@@ -11,30 +11,30 @@ from g4convert.checkpoint.beside import PROCESSORS
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.planning.costs import BUNDLED_PICTURES, BUNDLED_TOKENS, ENDS, LONGEST_ROW, MOST_ROWS
 
-_RELEASED: Final = 262_144
+_RELEASED_VOCABULARY: Final = 262_144
 """Entries of the released vocabulary."""
 _SOFT_TOKENS: Final = 280
 """Most soft tokens of a picture in released models."""
 
 
-def row_length(sliding_window: int) -> int:
+def default_row_length(sliding_window: int) -> int:
     """Return the tokens of a row that `calibrate` makes unless told."""
     return min(2 * sliding_window, LONGEST_ROW)
 
 
-def bundled_tokens(checkpoint: Checkpoint) -> int:
+def count_bundled_tokens(checkpoint: Checkpoint) -> int:
     """Return about how many token ids the bundled texts make for a model, whose config is a valid one.
 
     Args:
         checkpoint: the model; without a tokenizer that can be read, the count is that of the released vocabulary.
     """
     text, file = checkpoint.config.get("text_config", checkpoint.config), checkpoint.path / "tokenizer.json"
-    length = row_length(text["sliding_window"])
+    length = default_row_length(text["sliding_window"])
     pictures = BUNDLED_PICTURES if _has_pictures(checkpoint, length) else 0
-    if text["vocab_size"] == _RELEASED or not file.is_file():
+    if text["vocab_size"] == _RELEASED_VOCABULARY or not file.is_file():
         return BUNDLED_TOKENS + pictures
     try:
-        count = _counted(file.read_bytes()) + pictures
+        count = _count_tokens(file.read_bytes()) + pictures
     except Exception:  # noqa: BLE001 -- tokenizers raises plain ones; what reads the file in earnest says what is wrong
         return BUNDLED_TOKENS + pictures
     return min(count // length, MOST_ROWS) * length
@@ -49,7 +49,7 @@ def _has_pictures(checkpoint: Checkpoint, length: int) -> bool:
 
 
 @cache
-def _counted(tokenizer: bytes) -> int:
+def _count_tokens(tokenizer: bytes) -> int:
     """Return how many token ids a tokenizer.json makes of the bundled texts."""
     from tokenizers import Tokenizer  # noqa: PLC0415 -- here and below: what most plans do without
 

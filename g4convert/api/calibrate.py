@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from g4convert.api.asked import CalibrationRequest
-from g4convert.api.led import run_led
-from g4convert.api.made_before import made_before
+from g4convert.api.calibration_request import CalibrationRequest
+from g4convert.api.existing_calibration import read_existing
+from g4convert.api.led_by_rank_0 import run_in_lead
 from g4convert.calibration.answers import Own, should_answer
 from g4convert.calibration.documents import hash_of_documents
 from g4convert.calibration.kept import Begun, check_ours, partial_of
@@ -26,7 +26,7 @@ from g4convert.errors import UsageError
 from g4convert.places import already_exists, check_apart
 from g4convert.planning.between import state_bytes
 from g4convert.progress import Progress
-from g4convert.request import check_run
+from g4convert.run_options import check_run
 from g4convert.whole_files import check_writable
 
 
@@ -129,52 +129,67 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         Interrupted: stopped on request; ids and finished layers are kept.
     """
     check_run(workers=workers, device=device)
-    path, watch = Path(output), progress or Progress()
-    there = path.is_file() and not overwrite
+    path, display = Path(output), progress or Progress()
+    exists = path.is_file() and not overwrite
     _check_name(path)
-    if not there:
+    if not exists:
         _check_place(path, overwrite=overwrite)
-    asked = CalibrationRequest.of(os.fspath(model), samples=samples, length=length, seed=seed)
-    check_apart([path, partial_of(path)], [asked.checkpoint.path, *([] if data is None else [Path(data)])])
-    documents = asked.bundled() if data is None else asked.read(os.fspath(data))
-    own = should_answer(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
+    request = CalibrationRequest.of(os.fspath(model), samples=samples, length=length, seed=seed)
+    check_apart([path, partial_of(path)], [request.checkpoint.path, *([] if data is None else [Path(data)])])
+    documents = request.read_bundled() if data is None else request.read(os.fspath(data))
+    own = should_answer(request.checkpoint, torch_device(device), chat=request.frame.chat, asked=answers)
     if own.answers and data is not None:
-        asked.check_questions(os.fspath(data), documents)
-    begun = Begun(path, {**asked.facts, "data": hash_of_documents(documents), "answers": own.answers})
-    make = partial(asked.sampled, documents, own, device, watch)
-    if there:
-        made = made_before(begun, asked, None if own.answers else make, statistics=statistics)
+        request.check_questions(os.fspath(data), documents)
+    begun = Begun(path, {**request.facts, "data": hash_of_documents(documents), "answers": own.answers})
+    make_ids = partial(request.make_file, documents, own, device, display)
+    if exists:
+        existing = read_existing(begun, request, None if own.answers else make_ids, statistics=statistics)
         begun.clean()
-        return Calibrated.of(path, made, already_done=True)
-    with Lock.beside(path) as lock, Reader(asked.checkpoint.path, asked.checkpoint.weight_files) as reader:
+        return Calibrated.of(path, existing, already_done=True)
+    count_statistics = partial(
+        _count_statistics, request, begun, workers=workers, device=device, progress=display, ranks=ranks
+    )
+    with Lock.beside(path) as lock, Reader(request.checkpoint.path, request.checkpoint.weight_files) as reader:
         lock.take()
         _check_place(path, overwrite=overwrite)  # again: another process may have made it until now
         check_ours(begun.directory)
         file = begun.kept_ids()
         if file is None:
-            file = replace(make(), request=begun.hash)
-            check_unchanged(asked.checkpoint, reader)
+            file = replace(make_ids(), request=begun.hash)
+            check_unchanged(request.checkpoint, reader)
             if statistics:
                 begun.keep(file)
-        tokens = Tokens.of(file)
         if statistics:
-            ids = (tokens.samples - len(tokens.judges)) * tokens.length
-            check_room(begun.directory, state_bytes(asked.architecture.text, ids, layered=False))
-            found = record(
-                asked.checkpoint.path,
-                tokens,
-                begun.states,
-                workers=workers,
-                device=torch_device(device),
-                progress=watch,
-                ranks=ranks,
-            )
-            file = replace(file, statistics=found)
+            file = replace(file, statistics=count_statistics(Tokens.of(file)))
         lock.check()
-        check_unchanged(asked.checkpoint, reader)
+        check_unchanged(request.checkpoint, reader)
         file.save(path, overwrite=overwrite)
         begun.drop()
     return Calibrated.of(path, file)
+
+
+def _count_statistics(  # noqa: PLR0913 -- a request, and how the model runs
+    request: CalibrationRequest,
+    begun: Begun,
+    tokens: Tokens,
+    *,
+    workers: int,
+    device: str,
+    progress: Progress,
+    ranks: Ranks,
+) -> Statistics:
+    """Run the model once, layer by layer, for what its Linears are given on the rows that do not judge."""
+    ids = (tokens.samples - len(tokens.judges)) * tokens.length
+    check_room(begun.directory, state_bytes(request.architecture.text, ids, layered=False))
+    return record(
+        request.checkpoint.path,
+        tokens,
+        begun.states,
+        workers=workers,
+        device=torch_device(device),
+        progress=progress,
+        ranks=ranks,
+    )
 
 
 def calibrate_in(
@@ -204,18 +219,18 @@ def calibrate_in(
     def make(sharing: Ranks) -> None:
         made.append(calibrate(model, output, workers=workers, progress=progress, ranks=sharing, **how))
 
-    run_led(ranks, workers, progress, make)
+    run_in_lead(ranks, workers, progress, make)
     return made[0] if made else None
 
 
-def bundled_ids(model: Path) -> Tokens:
+def make_bundled_ids(model: Path) -> Tokens:
     """Return the ids that `calibrate` makes of the bundled texts for a model that answers nothing; reads no weight.
 
     Raises:
         InputError: no such model, no tokenizer, or too few texts for it.
     """
     asked = CalibrationRequest.of(os.fspath(model), samples=None, length=None, seed=0)
-    return Tokens.of(asked.sampled(asked.bundled(), Own(answers=False, why=""), "cpu", Progress()))
+    return Tokens.of(asked.make_file(asked.read_bundled(), Own(answers=False, why=""), "cpu", Progress()))
 
 
 def _check_name(path: Path) -> None:

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, Unpack
+from typing import Any, Literal, Self, TypeAlias, Unpack
 
-from g4convert.api.calibrate import bundled_ids, calibrate
-from g4convert.api.own_calibration import count
-from g4convert.api.recipes import Overrides, RecipeLike, resolved
+from g4convert.api.calibrate import calibrate, make_bundled_ids
+from g4convert.api.own_calibration import add_statistics
+from g4convert.api.recipes import Overrides, RecipeLike, resolve_recipe
 from g4convert.checkpoint import source
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
@@ -21,29 +21,30 @@ from g4convert.conversion.method import choose
 from g4convert.devices import memory_faults
 from g4convert.errors import InputError, Interrupted, UsageError
 from g4convert.fitting.choices import DEFAULT_CHOICES, parse_choices
-from g4convert.fitting.choosing import choose_for, presets
-from g4convert.fitting.inputs import Inputs, rows_to_run
-from g4convert.fitting.measures import Measures, unit_of
-from g4convert.fitting.plot import plot as drawn
+from g4convert.fitting.choosing import choose_for, measure_presets
+from g4convert.fitting.inputs import Inputs, choose_rows
+from g4convert.fitting.measures import Measures, choose_unit
+from g4convert.fitting.plot import draw_plot
 from g4convert.fitting.problem import Assignment, Problem
-from g4convert.fitting.result import Fitted, chosen_for
+from g4convert.fitting.result import Fitted, fit_command
 from g4convert.fitting.rounding import Rounder
-from g4convert.fitting.sensitivities import LossUnit, Sensitivities, measure
-from g4convert.fitting.target import Loss, Target, budget, target_of
-from g4convert.fitting.writing import loadable, plan_of, recipe_text, recipe_values
+from g4convert.fitting.sensitivities import LossUnit, Sensitivities, measure_missing
+from g4convert.fitting.target import Loss, Target, check_budget, parse_target
+from g4convert.fitting.writing import format_yaml, make_checked_plan, make_values, remove_refused
 from g4convert.places import already_exists, check_apart
 from g4convert.planning.gate import Outlook
 from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.steps import make_plan
-from g4convert.progress import Progress, saying
+from g4convert.progress import Progress, with_messages_to
 from g4convert.quantization import Method
-from g4convert.request import DEFAULTS, MemoryUse, check_run, parse_choice
+from g4convert.request import DEFAULTS
+from g4convert.run_options import MemoryUse, check_run, parse_choice
 from g4convert.whole_files import check_writable, write_whole
 
 _Path: TypeAlias = str | os.PathLike[str]
-_BEGINNING = 4_096
+_BEGINNING_LENGTH = 4_096
 """Characters of a recipe that hold its first comments."""
 
 
@@ -114,62 +115,36 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         Interrupted: stopped on request; measured losses are kept.
     """
     check_run(tp=tp, workers=workers, device=device, memory=memory, dtype=dtype)
-    target = target_of(None if target_size is None else str(target_size), target_bits, max_kl)
-    watch, tps = saying(progress, say), tuple(tp) or (1,)
+    target = parse_target(None if target_size is None else str(target_size), target_bits, max_kl)
+    display, tps = with_messages_to(progress, say), tuple(tp) or (1,)
     _check_output(Path(output), target, overwrite=overwrite)
     files = _Files.of(Path(output), calibration, sensitivities, plot)
     is_kept = files.recipe.is_file() and not overwrite
     files.check_writable(is_kept=is_kept)
-    base, forms = resolved(recipe, overrides), parse_choices(choices)
+    base, forms = resolve_recipe(recipe, overrides), parse_choices(choices)
     if tp and not base.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
     directory = source.resolve(os.fspath(model)).path
     files.check_apart(directory, Path(base.name))
     checkpoint = Checkpoint.open(directory)
-    problem = loadable(Problem.of(make_plan(checkpoint, base.recipe), forms), checkpoint, tps)
+    problem = remove_refused(Problem.of(make_plan(checkpoint, base.recipe), forms), checkpoint, tps)
     if not isinstance(target, Loss):
-        budget(target, problem)
-    unit = unit_of(parse_choice("--memory", memory, MemoryUse) or DEFAULTS.memory, target, problem, dtype, device)
+        check_budget(target, problem)
+    unit = choose_unit(parse_choice("--memory", memory, MemoryUse) or DEFAULTS.memory, target, problem, dtype, device)
     if unit is LossUnit.OUTPUT_ERROR:
-        watch.say("losses: errors of each part's outputs; the model is not run, so what they are in KL is not known")
-    ids = None if files.is_given else Calibration.own(files.ids, problem.plan, checkpoint, overwrite=overwrite)
-    weighs = base.recipe.is_calibrated or unit is LossUnit.OUTPUT_ERROR
-    if ids is not None and not ids.is_there:
-        rows_to_run(bundled_ids(directory), rows, tokens, files.ids)  # refused before the file is made, for minutes
-        watch.say(f"calibration: of the bundled texts, kept in {files.ids}")
-        calibrate(directory, files.ids, answers=False, statistics=weighs, overwrite=overwrite, progress=watch)
-    elif ids is not None and ids.statistics is None and weighs:
-        count(files.ids, files.ids, problem.plan, checkpoint, device="cpu", workers=0, progress=watch)
-    given = Inputs.of(files.ids, checkpoint, problem, unit, rows, tokens)
-    with (
-        memory_faults(),
-        _kept(files.losses),
-        Reader(checkpoint.path, checkpoint.weight_files) as reader,
-        _rounder(checkpoint, problem, given, workers) as rounder,
-    ):
-        check = partial(check_unchanged, checkpoint, reader)
-        known = Sensitivities.at(files.losses, given.basis(checkpoint, rounder, unit, dtype))
-        by = Measures.of(checkpoint, rounder, given, known, dtype, device)
-        measure(problem, by.single, known, files.losses, watch, check)
-        losses = by.chosen_by(problem, known.losses)
-        solved = problem.frontier(losses)
-        shown = tuple(presets(problem, checkpoint, by.whole))
-        tried = choose_for(target, solved, by.whole, shown)
-        taken = tried[-1].assignment
-        values = recipe_values(problem, taken) | _said(rounder.method, taken)
-        plan = plan_of(checkpoint, values, problem, taken)
-        Outlook.of(plan, tps).require_engines(plan.recipe, tps)
-        check()
-    corners, (path, kept) = tuple(solved.drawn()), (files.recipe, files.losses)
-    found = Fitted(path, kept, problem, known, losses, by.share, tried, shown, corners, already_done=is_kept)
-    name = Path(os.fspath(model)).name
+        display.say("losses: errors of each part's outputs; the model is not run, so what they are in KL is not known")
+    run = _Run(checkpoint, problem, target, unit, tps, files, rows, tokens, dtype, device, workers, display)
+    if not files.is_given:
+        run.make_calibration(overwrite=overwrite)
+    fitted, values = run.measure_and_choose(already_done=is_kept)
+    title = f"{Path(os.fspath(model)).name}: size and {unit}"
     files.write(
-        recipe_text(values, found.comments(target)),
-        drawn(f"{name}: size and {unit}", unit, corners, shown, tried),
+        format_yaml(values, fitted.comments(target)),
+        draw_plot(title, unit, fitted.corners, fitted.presets, fitted.tried),
         is_kept=is_kept,
         overwrite=overwrite,
     )
-    return found
+    return fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +183,9 @@ class _Files:
 
     def check_writable(self, *, is_kept: bool) -> None:
         """Raise if what the fit writes cannot be written: if the recipe is kept, the plot and what is not there."""
-        for one in self.written if self.is_given else [*self.written, self.ids]:
-            if one == self.plot or not (is_kept and one.exists()):
-                check_writable(one)
+        for path in self.written if self.is_given else [*self.written, self.ids]:
+            if path == self.plot or not (is_kept and path.exists()):
+                check_writable(path)
 
     def check_apart(self, model: Path, recipe: Path) -> None:
         """Raise if a result would replace something that the fit reads, or the caller's ids are not there."""
@@ -228,24 +203,118 @@ class _Files:
             write_whole(self.recipe, recipe, overwrite=overwrite)
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A fit whose arguments were checked.
+
+    Args:
+        checkpoint: the model.
+        problem: its parts and their allowed packings.
+        target: the target of the choice.
+        unit: unit of the losses.
+        tps: tensor parallel sizes at which the recipe's engines must load the output.
+        files: the files of the fit.
+        rows: rows of token ids for single changes; None as in `choose_rows`.
+        tokens: tokens of each row; None as in `choose_rows`.
+        dtype: dtype of the forward.
+        device: device of the forward.
+        workers: threads that round; 0 is one for each core.
+        progress: told of measured changes.
+    """
+
+    checkpoint: Checkpoint
+    problem: Problem
+    target: Target
+    unit: LossUnit
+    tps: tuple[int, ...]
+    files: _Files
+    rows: int | None
+    tokens: int | None
+    dtype: Literal["float32", "bfloat16"]
+    device: str
+    workers: int
+    progress: Progress
+
+    def make_calibration(self, *, overwrite: bool) -> None:
+        """Make the file of token ids beside the recipe, or complete it: output errors need statistics, too."""
+        plan, path = self.problem.plan, self.files.ids
+        ids = Calibration.own(path, plan, self.checkpoint, overwrite=overwrite)
+        needs_statistics = plan.recipe.is_calibrated or self.unit is LossUnit.OUTPUT_ERROR
+        if not ids.is_there:
+            bundled = make_bundled_ids(self.checkpoint.path)
+            choose_rows(bundled, self.rows, self.tokens, path)  # refuses before minutes of work
+            self.progress.say(f"calibration: of the bundled texts, kept in {path}")
+            calibrate(
+                self.checkpoint.path,
+                path,
+                answers=False,
+                statistics=needs_statistics,
+                overwrite=overwrite,
+                progress=self.progress,
+            )
+        elif ids.statistics is None and needs_statistics:
+            add_statistics(path, path, plan, self.checkpoint, device="cpu", workers=0, progress=self.progress)
+
+    def measure_and_choose(self, *, already_done: bool) -> tuple[Fitted, dict[str, Any]]:
+        """Measure the losses, choose for the target, and return the result and the values of its recipe."""
+        checkpoint, problem, files = self.checkpoint, self.problem, self.files
+        inputs = Inputs.of(files.ids, checkpoint, problem, self.unit, self.rows, self.tokens)
+        with (
+            memory_faults(),
+            _report_stop(files.losses),
+            Reader(checkpoint.path, checkpoint.weight_files) as reader,
+            _open_rounder(checkpoint, problem, inputs, self.workers) as rounder,
+        ):
+            check = partial(check_unchanged, checkpoint, reader)
+            sensitivities = Sensitivities.at(files.losses, inputs.basis(checkpoint, rounder, self.unit, self.dtype))
+            measures = Measures.of(checkpoint, rounder, inputs, sensitivities, self.dtype, self.device)
+            measure_missing(problem, measures.single, sensitivities, files.losses, self.progress, check)
+            losses = measures.smooth_and_scale(problem, sensitivities.losses)
+            frontier = problem.solve(losses)
+            preset_points = tuple(measure_presets(problem, checkpoint, measures.whole))
+            tried = choose_for(self.target, frontier, measures.whole, preset_points)
+            values = self._make_values(tried[-1].assignment, rounder.method)
+            check()
+        fitted = Fitted(
+            files.recipe,
+            files.losses,
+            problem,
+            sensitivities,
+            losses,
+            measures.share,
+            tried,
+            preset_points,
+            tuple(frontier.sample_corners()),
+            already_done=already_done,
+        )
+        return fitted, values
+
+    def _make_values(self, assignment: Assignment, method: Method) -> dict[str, Any]:
+        """Return the values of the recipe for an assignment, whose output the recipe's engines load."""
+        values = make_values(self.problem, assignment) | _explicit_method(method, assignment)
+        plan = make_checked_plan(self.checkpoint, values, self.problem, assignment)
+        Outlook.of(plan, self.tps).require_engines(plan.recipe, self.tps)
+        return values
+
+
 @contextmanager
-def _rounder(checkpoint: Checkpoint, problem: Problem, given: Inputs, workers: int) -> Iterator[Rounder]:
+def _open_rounder(checkpoint: Checkpoint, problem: Problem, inputs: Inputs, workers: int) -> Iterator[Rounder]:
     """Yield the rounder of the method, with its threads open."""
     plan = problem.plan
     with Reader(checkpoint.path, checkpoint.weight_files) as reader:
         choice = choose(plan, checkpoint, reader)
     with ThreadPoolExecutor(workers or default_workers(), "fit") as pool:
-        yield Rounder(choice, plan.inventory.architecture, pool, plan.recipe.signed, given.statistics)
+        yield Rounder(choice, plan.inventory.architecture, pool, plan.recipe.signed, inputs.statistics)
 
 
-def _said(method: Method, taken: Assignment) -> dict[str, str]:
-    """The method, where `auto` would see less of a training's grid once parts differ in their groups."""
-    four = any(form is not None and form.num_bits == LATTICE_BITS for form in taken.values())
-    return {"method": method.value} if method is Method.LATTICE and four else {}
+def _explicit_method(method: Method, assignment: Assignment) -> dict[str, str]:
+    """Return the method for the recipe, where `auto` would see less of a training's grid as parts differ in groups."""
+    has_four_bits = any(form is not None and form.num_bits == LATTICE_BITS for form in assignment.values())
+    return {"method": method.value} if method is Method.LATTICE and has_four_bits else {}
 
 
 @contextmanager
-def _kept(path: Path) -> Iterator[None]:
+def _report_stop(path: Path) -> Iterator[None]:
     """Turn Ctrl-C into an error that says where the measured losses are.
 
     Args:
@@ -254,7 +323,8 @@ def _kept(path: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        hint = f"the same command continues{f': measured losses are in {path}' if path.exists() else ''}"
+        where = f": measured losses are in {path}" if path.exists() else ""
+        hint = f"the same command continues{where}"
         raise Interrupted("stopped; no recipe was written", hint=hint) from error
 
 
@@ -264,14 +334,14 @@ def _check_output(path: Path, target: Target, *, overwrite: bool) -> None:
         raise UsageError(f"{path}: a directory, and a recipe is a file", hint=f"-o {path / 'NAME.yaml'}")
     if path.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"{path}: a recipe ends in .yaml or .yml", hint=f"-o {path.with_suffix('.yaml')}")
-    if path.exists() and not overwrite and chosen_for(target) not in _beginning(path):
-        raise already_exists(path, f"not c{chosen_for(target)[1:]}")
+    if path.exists() and not overwrite and f"Chosen by {fit_command(target)}" not in _read_beginning(path):
+        raise already_exists(path, f"not chosen by {fit_command(target)}")
 
 
-def _beginning(path: Path) -> str:
+def _read_beginning(path: Path) -> str:
     """Return the first characters of a file; empty if it is no text."""
     try:
         with path.open(encoding="utf-8") as file:
-            return file.read(_BEGINNING)
+            return file.read(_BEGINNING_LENGTH)
     except (OSError, UnicodeDecodeError):
         return ""

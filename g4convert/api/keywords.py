@@ -23,7 +23,7 @@ _OPTION: Final = re.compile(r"`\w[^`]*`|(?<![\w-])(--[a-z][a-z-]*|-[or]\b)")
 """An option, unless it stands in a command between backticks: that is another program's, or of another function."""
 
 
-def keyworded(call: Callable[P, R]) -> Callable[P, R]:
+def add_keyword_notes(call: Callable[P, R]) -> Callable[P, R]:
     """Return a function whose errors have a note that names its keywords for the options in their text."""
     known = signature(call).parameters
     overrides = any(one.kind is Parameter.VAR_KEYWORD for one in known.values())
@@ -39,14 +39,14 @@ def keyworded(call: Callable[P, R]) -> Callable[P, R]:
         try:
             return call(*args, **kwargs)
         except G4Error as error:
-            if note := in_python(str(error), keywords):
+            if note := describe_in_python(str(error), keywords):
                 error.add_note(note)
             raise
 
     return called
 
 
-def in_python(text: str, keywords: Mapping[str, str]) -> str:
+def describe_in_python(text: str, keywords: Mapping[str, str]) -> str:
     """Return what the options in a text are in Python; empty if it has none that is a keyword.
 
     Args:

@@ -7,7 +7,8 @@ from g4convert.checkpoint import source
 from g4convert.devices import memory_faults, torch_device
 from g4convert.forward.load import DTypeName, Memory
 from g4convert.forward.load import load as fill
-from g4convert.request import DEFAULTS, SPEECH_DTYPE, check_run
+from g4convert.request import DEFAULTS, SPEECH_DTYPE
+from g4convert.run_options import check_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
-from g4convert.api.led import run_led
+from g4convert.api.led_by_rank_0 import run_in_lead
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.apart import is_same
@@ -29,11 +29,11 @@ def with_calibration(conversion: Conversion, ranks: Ranks, progress: Progress) -
         Interrupted: Ctrl-C; finished layers are kept.
     """
     job = conversion.job
-    made = run_led(ranks, job.workers, progress, lambda sharing: _made(conversion, progress, sharing))
+    made = run_in_lead(ranks, job.workers, progress, lambda sharing: _complete(conversion, progress, sharing))
     return prepare(replace(job, calibration=job.own_calibration)) if made else conversion
 
 
-def _made(conversion: Conversion, progress: Progress, ranks: Ranks) -> bool:
+def _complete(conversion: Conversion, progress: Progress, ranks: Ranks) -> bool:
     """Make or complete the calibration file; return True if the conversion must use the file beside the output."""
     given, plan = conversion.calibration, conversion.plan
     if given is None or given.is_complete(plan):
@@ -44,14 +44,14 @@ def _made(conversion: Conversion, progress: Progress, ranks: Ranks) -> bool:
         job, own = conversion.job, conversion.job.own_calibration
         source, device, workers = conversion.checkpoint, job.device, job.workers
         if not job.overwrite:
-            _check_kept(own, given, source)
-        count(given.path, own, plan, source, device=device, workers=workers, progress=progress, ranks=ranks)
+            _check_own_file(own, given, source)
+        add_statistics(given.path, own, plan, source, device=device, workers=workers, progress=progress, ranks=ranks)
     else:
-        _from_bundled(conversion, given.path, progress, ranks)
+        _calibrate_on_bundled(conversion, given.path, progress, ranks)
     return True
 
 
-def _from_bundled(conversion: Conversion, path: Path, progress: Progress, ranks: Ranks) -> None:
+def _calibrate_on_bundled(conversion: Conversion, path: Path, progress: Progress, ranks: Ranks) -> None:
     """Make the conversion's own calibration file from the bundled texts."""
     from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- here and below: brings torch and transformers
 
@@ -73,7 +73,7 @@ def _from_bundled(conversion: Conversion, path: Path, progress: Progress, ranks:
     progress.say(f"calibration: {rows} of the bundled texts, {done.texts['answers']}")
 
 
-def count(  # noqa: PLR0913 -- a file, its model, and who does it
+def add_statistics(  # noqa: PLR0913 -- a file, its model, and who does it
     given: Path,
     own: Path,
     plan: Plan,
@@ -110,7 +110,7 @@ def count(  # noqa: PLR0913 -- a file, its model, and who does it
     text, place = plan.architecture.text, torch_device(device)
     tokens, file = Tokens.load(given, text.vocab_size, checkpoint), CalibrationFile.load(given)
     scratch, model = partial_of(own), Model.of(checkpoint)
-    if own.exists() and _is_of(CalibrationFile.load(own), file, model):
+    if own.exists() and _has_statistics_of(CalibrationFile.load(own), file, model):
         clean(
             own, UnfinishedRecording(scratch, Recording(checkpoint.path, tokens, scratch, place).facts(model)).is_ours
         )
@@ -127,7 +127,7 @@ def count(  # noqa: PLR0913 -- a file, its model, and who does it
         drop(scratch)
 
 
-def _check_kept(own: Path, given: Calibration, checkpoint: Checkpoint) -> None:
+def _check_own_file(own: Path, given: Calibration, checkpoint: Checkpoint) -> None:
     """Check that the output's own file may get the statistics of a model over a file of token ids.
 
     Raises:
@@ -142,6 +142,6 @@ def _check_kept(own: Path, given: Calibration, checkpoint: Checkpoint) -> None:
         raise UsageError(f"{own}: is there already, of other texts than {given.path}, or another model", hint=hint)
 
 
-def _is_of(there: CalibrationFile, file: CalibrationFile, model: Model) -> bool:
+def _has_statistics_of(there: CalibrationFile, file: CalibrationFile, model: Model) -> bool:
     """Return whether `there` already has the statistics of this model over the ids of `file`."""
     return there.statistics is not None and (there.hash, there.model) == (file.hash, model)

@@ -4,13 +4,13 @@ import os
 from collections.abc import Sequence
 from typing import Unpack
 
-from g4convert.api.bundled import bundled_tokens
-from g4convert.api.recipes import Overrides, RecipeLike, resolved
+from g4convert.api.bundled import count_bundled_tokens
+from g4convert.api.recipes import Overrides, RecipeLike, resolve_recipe
 from g4convert.checkpoint import source
 from g4convert.engines.verdicts import TENSOR_PARALLEL
 from g4convert.planning.recipe import DEFAULT
-from g4convert.planning.report import PlanReport, report
-from g4convert.request import check_run
+from g4convert.planning.report import PlanReport, report_plan
+from g4convert.run_options import check_run
 
 
 def plan(
@@ -40,5 +40,5 @@ def plan(
         EnvironmentFault: the model is not in the cache and cannot be fetched.
     """
     check_run(tp=tp, workers=workers)
-    settings = resolved(recipe, overrides)  # before the model: it costs no look-up
-    return report(source.resolve(os.fspath(model)), settings, workers, tp, bundled_tokens)
+    settings = resolve_recipe(recipe, overrides)  # before the model: it costs no look-up
+    return report_plan(source.resolve(os.fspath(model)), settings, workers, tp, count_bundled_tokens)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from g4convert.api.bundled import bundled_tokens
+from g4convert.api.bundled import count_bundled_tokens
 from g4convert.api.own_calibration import with_calibration
-from g4convert.api.recipes import Overrides, RecipeLike, resolved
+from g4convert.api.recipes import Overrides, RecipeLike, resolve_recipe
 from g4convert.checkpoint import source
 from g4convert.conversion.job import Conversion, Job, prepare
 from g4convert.conversion.ranks import Ranks
@@ -16,13 +16,14 @@ from g4convert.conversion.result import Summary
 from g4convert.conversion.run import Layers, convert
 from g4convert.engines.verdicts import Verdict
 from g4convert.errors import UsageError
-from g4convert.planning.costs import MethodCost, costs
+from g4convert.planning.costs import MethodCost, estimate_costs
 from g4convert.planning.recipe import DEFAULT
-from g4convert.planning.recipe_files import Resolved
-from g4convert.planning.sizes import default_workers, role_sizes
-from g4convert.progress import Progress, peak_memory, saying
+from g4convert.planning.recipe_files import ResolvedRecipe
+from g4convert.planning.sizes import add_up_sizes, default_workers
+from g4convert.progress import Progress, peak_memory, with_messages_to
 from g4convert.report import Report
-from g4convert.request import DEFAULTS, VERIFY_AFTER, Level, Request, check_run, verified_after
+from g4convert.request import DEFAULTS, VERIFY_AFTER, Level, Request, parse_verify_after
+from g4convert.run_options import check_run
 from g4convert.verification.run import verify as run_verification
 
 
@@ -122,11 +123,11 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
         EnvironmentFault: the model cannot be fetched, the disk is full, another rank is gone, or the device failed.
         Interrupted: stopped on request.
     """
-    level = verified_after(verify)
-    job = job_of(
+    level = parse_verify_after(verify)
+    job = make_job(
         model,
         output,
-        resolved(recipe, overrides),
+        resolve_recipe(recipe, overrides),
         tp=tp,
         workers=workers,
         device=device,
@@ -135,7 +136,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     )
     joined = Ranks.join() if ranks is None else ranks
     try:
-        return run(prepare(job), level, joined, progress=saying(progress, say))
+        return run(prepare(job), level, joined, progress=with_messages_to(progress, say))
     finally:
         if ranks is None:
             joined.leave()
@@ -155,21 +156,21 @@ def run(conversion: Conversion, level: Level | None, ranks: Ranks, *, progress: 
         if ranks.leads:
             conversion.staging.tidy()
     else:
-        summary = ranks.from_lead(_written(conversion, ranks, progress))
+        summary = ranks.from_lead(_write_output(conversion, ranks, progress))
     peak = peak_memory()  # before a verification has its own
     if ranks.leads and level is not None:
         asked = Request(job.output, job.source.path, level)
         report = run_verification(asked, progress=progress, written=not conversion.already_done)
     refused = conversion.outlook.refusing(job.tps)
-    workers, tokens = job.workers or default_workers(), bundled_tokens(conversion.checkpoint)
-    expected = costs(conversion.plan, role_sizes(conversion.plan), workers, tokens)
+    workers, tokens = job.workers or default_workers(), count_bundled_tokens(conversion.checkpoint)
+    expected = estimate_costs(conversion.plan, add_up_sizes(conversion.plan), workers, tokens)
     return Quantized(job.output, job.source.path, summary, refused, report, peak, expected)
 
 
-def job_of(  # noqa: PLR0913 - the choices of a conversion
+def make_job(  # noqa: PLR0913 - the choices of a conversion
     model: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    recipe: Resolved,
+    recipe: ResolvedRecipe,
     *,
     tp: Sequence[int] = (),
     workers: int,
@@ -194,14 +195,14 @@ def job_of(  # noqa: PLR0913 - the choices of a conversion
     )
 
 
-def _written(conversion: Conversion, ranks: Ranks, progress: Progress) -> Summary | None:
+def _write_output(conversion: Conversion, ranks: Ranks, progress: Progress) -> Summary | None:
     """Write an output, after the calibration file that it needs; return the summary in rank 0."""
     complete = with_calibration(conversion, ranks, progress)
     progress.say(f"quantizing {complete.job.source.typed}")
-    return convert(complete, progress, ranks, _layers(complete, ranks))
+    return convert(complete, progress, ranks, _make_layer_quantizer(complete, ranks))
 
 
-def _layers(conversion: Conversion, ranks: Ranks) -> Layers | None:
+def _make_layer_quantizer(conversion: Conversion, ranks: Ranks) -> Layers | None:
     """Return the quantizer of whole layers; None for a method that does not go layer by layer."""
     if conversion.calibration is None or not conversion.plan.recipe.is_layered:
         return None

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, TypedDict
 
 from g4convert.planning.recipe import Recipe
-from g4convert.planning.recipe_files import Resolved, load
+from g4convert.planning.recipe_files import ResolvedRecipe, load
 from g4convert.suggestions import no_such
 
-RecipeLike: TypeAlias = str | os.PathLike[str] | Resolved
+RecipeLike: TypeAlias = str | os.PathLike[str] | ResolvedRecipe
 """The name of a shipped recipe, the path of a YAML file, or what `planning.recipe_files.load` gave."""
 
 
@@ -36,7 +36,7 @@ class Overrides(TypedDict, total=False):
     leave: Sequence[str]
 
 
-def resolved(recipe: RecipeLike, overrides: Overrides) -> Resolved:
+def resolve_recipe(recipe: RecipeLike, overrides: Overrides) -> ResolvedRecipe:
     """The values of a recipe with the keywords laid over them.
 
     Args:
@@ -49,7 +49,7 @@ def resolved(recipe: RecipeLike, overrides: Overrides) -> Resolved:
     for key in overrides:
         if key not in Overrides.__annotations__:
             raise no_such("keyword", key, Overrides.__annotations__)
-    if not isinstance(recipe, Resolved):
+    if not isinstance(recipe, ResolvedRecipe):
         return load(os.fspath(recipe), overrides)
     changed = [key for key in overrides if key in Recipe.model_fields]
     return load(recipe.name, {**recipe.settings(), **overrides}) if changed else recipe

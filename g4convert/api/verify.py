@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from g4convert.checkpoint import source
-from g4convert.progress import Progress, saying
+from g4convert.progress import Progress, with_messages_to
 from g4convert.report import Report
-from g4convert.request import EngineName, Level, MemoryUse, Request, check_run, parse_choice
+from g4convert.request import Level, Request, TestedEngine
+from g4convert.run_options import MemoryUse, check_run, parse_choice
 from g4convert.verification.run import verify as run
 
 
@@ -65,11 +66,11 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         memory=parse_choice("--memory", memory, MemoryUse),
         dtype=dtype,
         device=device,
-        engine=parse_choice("--engine", engine, EngineName),
+        engine=parse_choice("--engine", engine, TestedEngine),
         engine_python=None if engine_python is None else Path(engine_python),
         engine_url=engine_url,
         engine_timeout=engine_timeout,
     )
-    found = run(asked, progress=saying(progress, say))
+    found = run(asked, progress=with_messages_to(progress, say))
     against = None if reference is None else source.display_name(os.fspath(reference))
     return replace(found, output=source.display_name(os.fspath(output)), reference=against)

@@ -4,7 +4,6 @@ They find what disks, memory and copying do by mistake, at some 10 GB/s; they ar
 can change the hash beside it.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Final
 from xxhash import xxh3_128
 
 from g4convert.checkpoint.naming import naming
+from g4convert.run_options import usable_cores
 
 _BLOCK: Final = 1 << 17
 """Bytes of one read: few enough to stay in a core's cache until they are hashed."""
@@ -25,7 +25,7 @@ def file_hashes(directory: Path, files: Iterable[str]) -> Mapping[str, str]:
         32 hexadecimal digits by name, in the order of `files`.
     """
     names = tuple(files)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return dict(zip(names, pool.map(lambda name: _file_hash(directory / name), names), strict=True))
 
 

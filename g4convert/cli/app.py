@@ -20,7 +20,7 @@ from g4convert.cli import recipe as recipes
 from g4convert.cli import stops
 from g4convert.cli.calibrate import calibrate
 from g4convert.cli.check import check
-from g4convert.cli.crashes import crash
+from g4convert.cli.crashes import record_crash
 from g4convert.cli.demo import demo
 from g4convert.cli.fit import fit
 from g4convert.cli.flags import Command, Group
@@ -93,17 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always, with the exit status.
     """
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    manner = ErrorStyle()
+    command_line = sys.argv[1:] if arguments is None else list(arguments)
+    style = ErrorStyle()
     gc.set_threshold(200_000)  # a plan has a hundred thousand small objects without cycles
     try:
-        status = _status(given, manner)
+        status = _run_command(command_line, style)
     except KeyboardInterrupt:
-        _fail(Interrupted("stopped"), manner, given)
+        _exit_with_error(Interrupted("stopped"), style, command_line)
     raise SystemExit(status)
 
 
-def _status(given: list[str], manner: ErrorStyle) -> int:
+def _run_command(command_line: list[str], style: ErrorStyle) -> int:
     """Run a command line and return its exit status, if no error was raised.
 
     Raises:
@@ -113,98 +113,102 @@ def _status(given: list[str], manner: ErrorStyle) -> int:
     try:
         stops.listen()
         check_streams()
-        check_arguments(given)
+        check_arguments(command_line)
         check_directory()
-        status = app(given, prog_name="g4convert", obj=manner, standalone_mode=False)
+        status = app(command_line, prog_name="g4convert", obj=style, standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
         if error.format_message():  # an error without a message means that the help was printed
-            _fail(_usage(error), manner, given)
+            _exit_with_error(_translate_typer_error(error), style, command_line)
         status = error.exit_code
     except MemoryError:
-        _fail(EnvironmentFault("out of memory", hint="fewer --workers need less"), manner, given)
+        _exit_with_error(EnvironmentFault("out of memory", hint="fewer --workers need less"), style, command_line)
     except OSError as error:
-        _fail(refusal(error), manner, given)
+        _exit_with_error(refusal(error), style, command_line)
     except ImportError as error:
-        _fail(EnvironmentFault(f"a package cannot be loaded: {error}"), manner, given)
+        _exit_with_error(EnvironmentFault(f"a package cannot be loaded: {error}"), style, command_line)
     except Exception as error:  # noqa: BLE001 -- the only place that catches crashes, which are not verdicts
-        _fail(error, manner, given)
-    if status == _STOPPED:
+        _exit_with_error(error, style, command_line)
+    if status == _STATUS_OF_CTRL_C:
         raise KeyboardInterrupt
     return int(status or 0)
 
 
-_STOPPED = 130
+_STATUS_OF_CTRL_C = 130
 """Exit status of Typer after Ctrl-C."""
 
 
-_CHOICE = re.compile(r"Invalid value for '(?P<option>--[\w-]+)'.*?: '(?P<name>.*)' is not one of (?P<known>'.*')")
+_INVALID_CHOICE = re.compile(
+    r"Invalid value for '(?P<option>--[\w-]+)'.*?: '(?P<name>.*)' is not one of (?P<known>'.*')"
+)
 """Typer's message about an invalid value of an option."""
 
 
-_MEANT = re.compile(r"(?P<fault>.*?)(\. Did you mean '(?P<name>[^']+)'.*| \(Possible options: (?P<options>[^)]+)\))")
+_UNKNOWN_NAME = re.compile(
+    r"(?P<fault>.*?)(\. Did you mean '(?P<name>[^']+)'.*| \(Possible options: (?P<options>[^)]+)\))"
+)
 """Typer's message about an unknown command or option, with similar names: of several options in no useful order."""
 
 
-_MORE = re.compile(r"Got unexpected extra argument\(s\) \((?P<name>\S+)\)")
+_EXTRA_ARGUMENT = re.compile(r"Got unexpected extra argument\(s\) \((?P<name>\S+)\)")
 """Typer's message about one argument too many."""
 
 
-_INSTEAD = {"-o": "an output", "--reference": "the original"}
+_OPTIONS_FOR_EXTRA = {"-o": "an output", "--reference": "the original"}
 """Options that take what was given as one argument too many."""
 
 
-def _usage(error: typer.TyperException) -> UsageError:
+def _translate_typer_error(error: typer.TyperException) -> UsageError:
     """Return Typer's error about a command line as a UsageError in our words."""
     message = error.format_message().rstrip(".").replace("Value error, ", "").replace(": Input should", ": should")
-    if chosen := _CHOICE.match(message):
-        return no_such(chosen["option"], chosen["name"], re.findall(r"'([^']+)'", chosen["known"]))
+    if invalid := _INVALID_CHOICE.match(message):
+        return no_such(invalid["option"], invalid["name"], re.findall(r"'([^']+)'", invalid["known"]))
     context = getattr(error, "ctx", None)
-    hint = _help(context.command_path if context else "g4convert")
-    if context and (more := _MORE.match(message)):
-        options = {option for one in context.command.params for option in one.opts}
-        for option, what in _INSTEAD.items():
-            hint = f"{what} is given with {option}: {option} {more['name']}" if option in options else hint
-    if meant := _MEANT.fullmatch(message):
-        message = meant["fault"]
-        known = [meant["name"]] if meant["name"] else meant["options"].split(", ")
+    hint = _help_hint(context.command_path if context else "g4convert")
+    if context and (extra := _EXTRA_ARGUMENT.match(message)):
+        options = {option for parameter in context.command.params for option in parameter.opts}
+        for option, what in _OPTIONS_FOR_EXTRA.items():
+            hint = f"{what} is given with {option}: {option} {extra['name']}" if option in options else hint
+    if unknown := _UNKNOWN_NAME.fullmatch(message):
+        message = unknown["fault"]
+        known = [unknown["name"]] if unknown["name"] else unknown["options"].split(", ")
         hint = f"did you mean {get_close_matches(message.rpartition(' ')[2], known, 1, 0)[0]}?"
     return UsageError(f"{message[:1].lower()}{message[1:]}", hint=hint)
 
 
-def _help(command: str) -> str:
+def _help_hint(command: str) -> str:
     return f"`{command} --help` shows what there is"
 
 
-_CONTINUED = ("quantize", "calibrate")
+_RESUMABLE = ("quantize", "calibrate")
 """Commands that go on from where they were stopped."""
 
 
-_STARTED_AGAIN = ("verify", "reference", "generate")
+_RESTARTED = ("verify", "reference", "generate")
 """Commands that take long and keep nothing of what they had done."""
 
 
-def _after_stop(error: Interrupted, given: Sequence[str]) -> str:
+def _hint_after_stop(error: Interrupted, command_line: Sequence[str]) -> str:
     """Return the hint on a command that was stopped."""
-    if given and given[0] in _CONTINUED:
-        return f"continue with: {shlex.join(['g4convert', *given])}"
+    if command_line and command_line[0] in _RESUMABLE:
+        return f"continue with: {shlex.join(['g4convert', *command_line])}"
     again = "nothing was kept; the same command starts again"
-    return error.hint or (again if given and given[0] in _STARTED_AGAIN else "")
+    return error.hint or (again if command_line and command_line[0] in _RESTARTED else "")
 
 
-def _fail(raised: Exception, manner: ErrorStyle, given: Sequence[str]) -> NoReturn:
+def _exit_with_error(raised: Exception, style: ErrorStyle, command_line: Sequence[str]) -> NoReturn:
     """Print an error and exit with its status; whatever is raised after a stop is the stop."""
     from g4convert.cli import show
 
     error = raised if isinstance(raised, G4Error) else None
     if stops.was_asked_to_stop() and not isinstance(error, Interrupted):
         error = Interrupted("stopped")
-    error = error or refusal_within(raised) or crash(raised)
+    error = error or refusal_within(raised) or record_crash(raised)
     if isinstance(error, Interrupted):
-        error = Interrupted(error.message, hint=_after_stop(error, given))
+        error = Interrupted(error.message, hint=_hint_after_stop(error, command_line))
     if isinstance(error, UsageError) and not error.hint:
-        error = UsageError(error.message, offenders=error.offenders, hint=_help(f"g4convert {given[0]}"))
-    stops.tell()
+        error = UsageError(error.message, offenders=error.offenders, hint=_help_hint(f"g4convert {command_line[0]}"))
+    stops.note_printing()
     with suppress(OSError):  # a full or closed stderr: only the exit status reports the error
-        show.error(show.messages(no_color=manner.no_color), error, verbose=manner.verbose)
+        show.print_error(show.messages(no_color=style.no_color), error, verbose=style.verbose)
     raise SystemExit(error.exit_code)

@@ -37,8 +37,8 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
 
     ranks = Ranks.join()
     try:
-        with verification.PrintOptions(quiet=quiet or not ranks.leads, no_color=no_color).watched() as progress:
-            done = calibrate_in(
+        with verification.PrintOptions(quiet=quiet or not ranks.leads, no_color=no_color).open_progress() as progress:
+            calibrated = calibrate_in(
                 ranks,
                 model,
                 output,
@@ -55,33 +55,33 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
             )
     finally:
         ranks.leave()
-    if done is None:
+    if calibrated is None:
         return
     if as_json:
-        print_json(done.to_dict())
-    elif not quiet and done.already_done:
+        print_json(calibrated.to_dict())
+    elif not quiet and calibrated.already_done:
         made_by = f"{source.resolve(model).typed} by this command and version (--overwrite makes it again)"
-        print_done(done.output, made_by, no_color=no_color)
+        print_done(calibrated.output, made_by, no_color=no_color)
     elif not quiet:
         from g4convert.cli import show
         from g4convert.cli.next_steps import output_name, show_next
         from g4convert.planning.recipe_files import load
 
         out = show.console(no_color=no_color)
-        show.pairs(out, _told(done))
+        show.print_pairs(out, _describe_calibration(calibrated))
         name = output_name(source.resolve(model).name, load("w4a16-g32-gptq").recipe)
         command = f"g4convert quantize {quote(model)} -o {quote(name)} -r w4a16-g32-gptq"
-        show_next(out, f"{command} --calibration {quote(str(done.output))}")
+        show_next(out, f"{command} --calibration {quote(str(calibrated.output))}")
 
 
-def _told(done: "Calibrated") -> dict[str, str]:
+def _describe_calibration(calibrated: "Calibrated") -> dict[str, str]:
     """Return the content of the calibration file."""
     from g4convert.conversion.statistics import FEW
 
-    tokens, texts, statistics = done.tokens, done.texts, done.statistics
+    tokens, texts, statistics = calibrated.tokens, calibrated.texts, calibrated.statistics
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in texts["kinds"].items())
     rows = {
-        "written": f"{done.output}, {size(done.output.stat().st_size)}",
+        "written": f"{calibrated.output}, {size(calibrated.output.stat().st_size)}",
         "tokens": f"{tokens.samples:,} samples of {tokens.length:,}; methods choose by {len(tokens.judges)} of them",
         "texts": f"{texts['documents']:,} by kind: {kinds}",
         **({"pictures": f"{texts['pictures']}"} if "pictures" in texts else {}),
@@ -91,9 +91,9 @@ def _told(done: "Calibrated") -> dict[str, str]:
         if statistics is None
         else f"mean squares of what {plural(len(statistics.inputs), 'weight')} multiply",
     }
-    if statistics is not None and (met := statistics.coverage) is not None:
+    if statistics is not None and (coverage := statistics.coverage) is not None:
         rows["experts"] = (
-            f"{met.experts:,}, that saw {met.median:,} tokens in the median and {met.least:,} at least; "
-            f"{met.without:,} saw none, {met.few:,} fewer than {FEW}"
+            f"{coverage.experts:,}, that saw {coverage.median:,} tokens in the median and {coverage.least:,} at least; "
+            f"{coverage.without:,} saw none, {coverage.few:,} fewer than {FEW}"
         )
     return rows

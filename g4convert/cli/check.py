@@ -25,38 +25,37 @@ def check(  # noqa: PLR0913 - one parameter for each option
     verbose: Verbose = False,
 ) -> None:
     """Say which engines load a checkpoint, from its headers, and what each would get wrong."""
-    from g4convert.api.check import check as judge
+    from g4convert.api import check as api
     from g4convert.checkpoint import source
     from g4convert.cli import next_steps, show, show_engines
+    from g4convert.inspection import fix as config_fix
     from g4convert.inspection.engines import CheckRequest
-    from g4convert.inspection.fix import Fixed
-    from g4convert.inspection.fix import fix as mend
 
-    asked = CheckRequest.of(Path(output), engine or (), tp or ())  # names first: they need no look-up
-    found_at = source.resolve(output)
-    if fix and found_at.revision:
+    request = CheckRequest.of(Path(output), engine or (), tp or ())  # names first: they need no look-up
+    place = source.resolve(output)
+    if fix and place.revision:
         raise UsageError(
-            f"--fix: {found_at.path} is a snapshot of the Hugging Face cache, which other programs share",
-            hint=next_steps.mending(output),
+            f"--fix: {place.path} is a snapshot of the Hugging Face cache, which other programs share",
+            hint=next_steps.fix_command(output),
         )
-    fixed: Fixed | GateError | None = None
+    outcome: config_fix.Fixed | GateError | None = None
     if fix:
         try:
-            fixed = mend(found_at.path, asked.required)
-            show_engines.mended(show.messages(no_color=no_color), fixed)
+            outcome = config_fix.fix(place.path, request.required)
+            show_engines.print_fix(show.messages(no_color=no_color), outcome)
         except GateError as error:
             if not as_json:
                 raise
-            fixed = error
-    found = judge(output, engines=asked.engines, tp=asked.tps, assistant_of=assistant_of)
+            outcome = error
+    checked = api.check(output, engines=request.engines, tp=request.tps, assistant_of=assistant_of)
     if as_json:
-        print_json(found.to_dict() | ({"fix": show_engines.mended_json(fixed)} if fix else {}))
-    elif not quiet or found.report.exit_code(strict=strict):
+        print_json(checked.to_dict() | ({"fix": show_engines.fix_to_dict(outcome)} if fix else {}))
+    elif not quiet or checked.report.exit_code(strict=strict):
         out = show.console(no_color=no_color)
-        command = next_steps.made_anew(output)
-        show_engines.checked(out, found, command=command, strict=strict, verbose=verbose)
+        command = next_steps.requantize_command(output)
+        show_engines.print_check(out, checked, command=command, strict=strict, verbose=verbose)
         if not quiet:
-            next_steps.show_next(out, *next_steps.after_check(found))
-    if isinstance(fixed, GateError):
-        raise fixed
-    raise typer.Exit(found.report.exit_code(strict=strict))
+            next_steps.show_next(out, *next_steps.after_check(checked))
+    if isinstance(outcome, GateError):
+        raise outcome
+    raise typer.Exit(checked.report.exit_code(strict=strict))

@@ -13,18 +13,18 @@ from g4convert.errors import InternalFault
 from g4convert.printable import printable, printable_lines
 
 
-def crash(error: Exception) -> InternalFault:
+def record_crash(error: Exception) -> InternalFault:
     """Write the traceback to a temporary file, and return an InternalFault that names the file.
 
     Args:
         error: any exception, also one whose text cannot be made.
     """
-    said = "".join(traceback.format_exception_only(error)).strip().removeprefix(f"{type(error).__module__}.")
-    message = printable(f"unexpected {said}")
+    summary = "".join(traceback.format_exception_only(error)).strip().removeprefix(f"{type(error).__module__}.")
+    message = printable(f"unexpected {summary}")
     text = "".join(traceback.format_exception(error))
     try:
         with NamedTemporaryFile("w", prefix="g4convert-crash-", suffix=".txt", delete=False, encoding="utf-8") as file:
             file.write(f"g4convert {__version__}: {shlex.join(sys.argv)}\n\n{printable_lines(text)}")
-    except OSError as failed:
-        return InternalFault(message, hint=f"the traceback could not be written either: {failed.strerror}")
+    except OSError as unwritable:
+        return InternalFault(message, hint=f"the traceback could not be written either: {unwritable.strerror}")
     return InternalFault(message, hint=f"a fault of g4convert: please report it with the traceback in {file.name}")

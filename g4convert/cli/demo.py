@@ -17,11 +17,11 @@ def demo(
 ) -> None:
     """Make a tiny real checkpoint, quantize it, load the result, and compare logits."""
     from g4convert.cli import show
-    from g4convert.demo import run as demonstration
+    from g4convert.demo.run import run
 
     messages = show.messages(no_color=no_color)
-    found = demonstration.run(family, directory, lambda text: None if quiet else messages.print(text, soft_wrap=True))
+    demonstration = run(family, directory, lambda text: None if quiet else messages.print(text, soft_wrap=True))
     if as_json:
-        print_json(found.to_dict())
+        print_json(demonstration.to_dict())
     else:
-        show.demo(show.console(no_color=no_color), found, quiet=quiet)
+        show.print_demo(show.console(no_color=no_color), demonstration, quiet=quiet)

@@ -20,7 +20,7 @@ from g4convert.cli.printing import print_done, print_json
 from g4convert.cli.recipe_options import TensorParallel, with_recipe
 
 if TYPE_CHECKING:
-    from g4convert.planning.recipe_files import Resolved
+    from g4convert.planning.recipe_files import ResolvedRecipe
 
 
 @with_recipe
@@ -32,7 +32,7 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     target_bits: TargetBits = None,
     max_kl: MaxKl = None,
     choice: Choices = None,
-    resolved: "Resolved",
+    resolved: "ResolvedRecipe",
     tp: TensorParallel = None,
     calibration: Calibration = None,
     rows: Rows = None,
@@ -50,13 +50,13 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     verbose: Verbose = False,
 ) -> None:
     """Choose bits for each part of a model so that a size loses least, and write the recipe."""
-    from g4convert.api.fit import fit as make
+    from g4convert.api import fit as api
     from g4convert.cli import verification
     from g4convert.fitting.choices import DEFAULT_CHOICES
     from g4convert.request import DEFAULTS
 
-    with verification.PrintOptions(quiet=quiet, no_color=no_color).watched() as progress:
-        found = make(
+    with verification.PrintOptions(quiet=quiet, no_color=no_color).open_progress() as progress:
+        fitted = api.fit(
             model,
             output,
             target_size=target_size,
@@ -78,10 +78,12 @@ def fit(  # noqa: PLR0913 - one parameter for each option
             progress=progress,
         )
     if as_json:
-        print_json(found.to_dict())
-    elif not quiet and found.already_done:
-        print_done(found.output, "what this command and version choose (--overwrite makes it again)", no_color=no_color)
+        print_json(fitted.to_dict())
+    elif not quiet and fitted.already_done:
+        print_done(
+            fitted.output, "what this command and version choose (--overwrite makes it again)", no_color=no_color
+        )
     elif not quiet:
         from g4convert.cli import show, show_fit
 
-        show_fit.fitted(show.console(no_color=no_color), found, model, parts=verbose)
+        show_fit.print_fit(show.console(no_color=no_color), fitted, model, parts=verbose)

@@ -10,7 +10,7 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 -- Typer has no public names for these
         """Return the command's parameters, with `--help`."""
-        return _untyped(super().get_params(ctx))
+        return _hide_flag_types(super().get_params(ctx))
 
 
 class Group(TyperGroup):
@@ -18,11 +18,11 @@ class Group(TyperGroup):
 
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 -- Typer has no public names for these
         """Return the command's parameters, with `--help` and the options of completion."""
-        return _untyped(super().get_params(ctx))
+        return _hide_flag_types(super().get_params(ctx))
 
 
-def _untyped(parameters: list[Any]) -> list[Any]:
-    for one in parameters:
-        if getattr(one, "is_flag", False) and one.metavar is None:
-            one.metavar = ""
+def _hide_flag_types(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
     return parameters

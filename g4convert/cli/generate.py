@@ -25,7 +25,7 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     no_color: NoColor = False,
 ) -> None:
     """Let a checkpoint answer, greedily: a smoke test for a person to read."""
-    asked, where = _prompts(prompt), DEFAULTS.device if device is None else device
+    prompts, place = _read_prompts(prompt), DEFAULTS.device if device is None else device
     from g4convert.checkpoint import source
     from g4convert.checkpoint.uses import is_quantized, open_for_generation
     from g4convert.cli import next_steps, show
@@ -35,24 +35,24 @@ def generate(  # noqa: PLR0913 - one parameter for each option
         from g4convert.devices import torch_device
         from g4convert.forward.tuning import check  # brings torch
 
-        check(torch_device(where), autotune)
+        check(torch_device(place), autotune)
     checkpoint = open_for_generation(source.resolve(model).path)
-    talk = Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
-    talk.loading(model)
+    talk = Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(prompts) > 1)
+    talk.print_loading(model)
     from g4convert.forward.generation import Speaker  # brings torch and transformers
 
-    speaker = Speaker.load(checkpoint, device=where, memory=(memory or DEFAULTS.memory).value, dtype=dtype)
+    speaker = Speaker.load(checkpoint, device=place, memory=(memory or DEFAULTS.memory).value, dtype=dtype)
     if autotune is not None:
-        from g4convert.progress import watch
+        from g4convert.progress import open_display
 
-        with watch(show.messages(no_color=no_color), quiet=quiet or as_json) as progress:
+        with open_display(show.messages(no_color=no_color), quiet=quiet or as_json) as progress:
             products = speaker.tune(autotune, progress)
-        talk.tuned(autotune, products)
+        talk.print_tiles(autotune, products)
     answers = []
-    for one in asked:
-        with talk.about(one):
-            answers.append(speaker.answer(one, max_new_tokens=max_new_tokens, show=talk.show))
-        talk.measured(answers[-1], where)
+    for text in prompts:
+        with talk.show_prompt(text):
+            answers.append(speaker.answer(text, max_new_tokens=max_new_tokens, show=talk.show))
+        talk.print_speed(answers[-1], place)
     if as_json:
         print_json(speaker.to_dict(answers))
     elif not quiet:
@@ -60,17 +60,19 @@ def generate(  # noqa: PLR0913 - one parameter for each option
         next_steps.show_next(show.messages(no_color=no_color), *step)
 
 
-def _prompts(given: Sequence[str] | None) -> list[str]:
+def _read_prompts(texts: Sequence[str] | None) -> list[str]:
     """Return the prompts; `-` means standard input."""
-    if list(given or ()).count("-") > 1:
+    if list(texts or ()).count("-") > 1:
         raise UsageError("-p - is given twice; standard input is one prompt")
-    found = [_read() if one == "-" else one for one in given or ()]
-    if not found or not all(one.strip() for one in found):
-        raise UsageError("an empty prompt" if found else "no prompt", hint='say what to ask: -p "Why is the sky blue?"')
-    return found
+    prompts = [_read_stdin() if text == "-" else text for text in texts or ()]
+    if not prompts or not all(text.strip() for text in prompts):
+        raise UsageError(
+            "an empty prompt" if prompts else "no prompt", hint='say what to ask: -p "Why is the sky blue?"'
+        )
+    return prompts
 
 
-def _read() -> str:
+def _read_stdin() -> str:
     """Read standard input."""
     try:
         text = sys.stdin.read(MOST_PROMPTS + 1).rstrip("\n")

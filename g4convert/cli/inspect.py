@@ -17,8 +17,8 @@ def inspect(
     from g4convert.checkpoint.directory import Checkpoint
     from g4convert.cli import show
 
-    found = inspection.describe(Checkpoint.open(source.resolve(model).path))
+    description = inspection.describe(Checkpoint.open(source.resolve(model).path))
     if as_json:
-        print_json(found.to_dict())
+        print_json(description.to_dict())
     else:
-        show.description(show.console(no_color=no_color), found, verbose=verbose)
+        show.print_description(show.console(no_color=no_color), description, verbose=verbose)

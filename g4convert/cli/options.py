@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from g4convert.cli.panels import manner, marked, print_option, run_option
+from g4convert.cli.panels import mark_default, print_option, run_option, store_error_style
 from g4convert.gemma4.family import Family
-from g4convert.request import MOST_WORKERS, MemoryUse
+from g4convert.run_options import MOST_WORKERS, MemoryUse
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help=r"A directory, or org/name\[@revision] on the Hugging Face hub.")
@@ -28,22 +28,29 @@ DryRun = Annotated[bool, run_option("--dry-run", "-n", help="Check everything, p
 Memory = Annotated[
     MemoryUse | None,
     run_option(
-        metavar="NAME", help=f"resident, stream (one layer at a time), or {marked('memory', 'auto')}: what fits."
+        metavar="NAME", help=f"resident, stream (one layer at a time), or {mark_default('memory', 'auto')}: what fits."
     ),
 ]
 FloatType = Annotated[
     str | None,
-    run_option("--dtype", metavar="NAME", help=f"Dtype of the forward: {marked('dtype', 'float32')} or bfloat16."),
+    run_option(
+        "--dtype", metavar="NAME", help=f"Dtype of the forward: {mark_default('dtype', 'float32')} or bfloat16."
+    ),
 ]
 RunDevice = Annotated[
     str | None,
     run_option(
-        "--device", metavar="NAME", help=f"Device that runs the model: {marked('device', 'cpu', 'cuda')} or cuda:N."
+        "--device",
+        metavar="NAME",
+        help=f"Device that runs the model: {mark_default('device', 'cpu', 'cuda')} or cuda:N.",
     ),
 ]
 Json = Annotated[bool, print_option("--json", help="The result as JSON.")]
 Quiet = Annotated[bool, print_option("--quiet", "-q", help="No progress; no summary if all is well.")]
-NoColor = Annotated[bool, print_option("--no-color", callback=manner, help="Plain text; NO_COLOR does the same.")]
+NoColor = Annotated[
+    bool, print_option("--no-color", callback=store_error_style, help="Plain text; NO_COLOR does the same.")
+]
 Verbose = Annotated[
-    bool, print_option("--verbose", "-v", callback=manner, help="Every tensor, and every line of a long error.")
+    bool,
+    print_option("--verbose", "-v", callback=store_error_style, help="Every tensor, and every line of a long error."),
 ]

@@ -37,13 +37,13 @@ class ErrorStyle:
     no_color: bool = False
 
 
-def manner(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:  # noqa: FBT001 - as Typer calls it
+def store_error_style(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:  # noqa: FBT001 - as Typer calls it
     """Store an option's value in the command's `ErrorStyle`, and return it."""
     setattr(ctx.ensure_object(ErrorStyle), str(param.name), value)
     return value
 
 
-def marked(setting: str, *names: str) -> str:
+def mark_default(setting: str, *names: str) -> str:
     """Return the names that an option takes, with the default of `Settings` marked."""
     default = getattr(DEFAULTS, setting)
     return ", ".join(f"{name} (default)" if name == default else name for name in names)

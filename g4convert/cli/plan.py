@@ -7,14 +7,14 @@ from g4convert.cli.printing import print_plan, print_settings
 from g4convert.cli.recipe_options import ShowConfig, TensorParallel, with_recipe
 
 if TYPE_CHECKING:
-    from g4convert.planning.recipe_files import Resolved
+    from g4convert.planning.recipe_files import ResolvedRecipe
 
 
 @with_recipe
 def plan(  # noqa: PLR0913 - one parameter for each option
     model: Model,
     *,
-    resolved: "Resolved",
+    resolved: "ResolvedRecipe",
     tp: TensorParallel = None,
     workers: Workers = 0,
     show_config: ShowConfig = False,
@@ -26,16 +26,16 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     if show_config:
         print_settings(resolved, as_json=as_json, no_color=no_color)
         return
-    from g4convert.api.plan import plan as make
+    from g4convert.api import plan as api
     from g4convert.engines.verdicts import TENSOR_PARALLEL
 
-    found = make(model, recipe=resolved, tp=tp or TENSOR_PARALLEL, workers=workers)
-    print_plan(found, as_json=as_json, no_color=no_color, verbose=verbose)
-    found.outlook.require_engines(found.plan.recipe, tp or (1,))
-    if not as_json and found.plan.quantized:
+    report = api.plan(model, recipe=resolved, tp=tp or TENSOR_PARALLEL, workers=workers)
+    print_plan(report, as_json=as_json, no_color=no_color, verbose=verbose)
+    report.outlook.require_engines(report.plan.recipe, tp or (1,))
+    if not as_json and report.plan.quantized:
         from g4convert.cli import next_steps, show, show_methods
 
-        step = next_steps.conversion_of(model, found.source.name, resolved)
+        step = next_steps.after_plan(model, report.source.name, resolved)
         next_steps.show_next(
-            show.console(no_color=no_color), step.command, step.what or show_methods.choice(found.costs)
+            show.console(no_color=no_color), step.command, step.what or show_methods.advise_method(report.costs)
         )

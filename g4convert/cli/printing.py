@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from g4convert.planning.recipe_files import Resolved
+    from g4convert.planning.recipe_files import ResolvedRecipe
     from g4convert.planning.report import PlanReport
 
 
-def print_settings(resolved: "Resolved", *, as_json: bool, no_color: bool) -> None:
+def print_settings(resolved: "ResolvedRecipe", *, as_json: bool, no_color: bool) -> None:
     """Print the values of a recipe, each with its origin, as a table or JSON."""
     from g4convert.cli import show
 
@@ -17,7 +17,7 @@ def print_settings(resolved: "Resolved", *, as_json: bool, no_color: bool) -> No
         values = resolved.settings()
         print_json({key: {"value": value, "from": resolved.origins[key]} for key, value in values.items()})
     else:
-        show.settings(show.console(no_color=no_color), resolved)
+        show.print_settings(show.console(no_color=no_color), resolved)
 
 
 def print_done(output: object, made_by: str, *, no_color: bool) -> None:
@@ -25,10 +25,10 @@ def print_done(output: object, made_by: str, *, no_color: bool) -> None:
     from rich.markup import escape
 
     from g4convert.cli import show
-    from g4convert.cli.tables import prose
+    from g4convert.cli.tables import print_prose
 
     text = f"already done: {output} is {made_by}"
-    prose(show.console(no_color=no_color), escape(text))
+    print_prose(show.console(no_color=no_color), escape(text))
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -43,11 +43,11 @@ def print_text(text: str) -> None:
     show.console(no_color=True).out(text, end="", highlight=False)
 
 
-def print_plan(found: "PlanReport", *, as_json: bool, no_color: bool, verbose: bool) -> None:
+def print_plan(report: "PlanReport", *, as_json: bool, no_color: bool, verbose: bool) -> None:
     """Print a plan as text or JSON."""
     from g4convert.cli import show, show_plan
 
     if as_json:
-        print_json(found.to_dict(tensors=verbose))
+        print_json(report.to_dict(tensors=verbose))
     else:
-        show_plan.plan(show.console(no_color=no_color), found, tensors=verbose)
+        show_plan.print_plan(show.console(no_color=no_color), report, tensors=verbose)

@@ -10,16 +10,16 @@ from g4convert.cli.printing import print_done, print_json, print_plan, print_set
 from g4convert.cli.recipe_options import ShowConfig, TensorParallel, with_recipe
 from g4convert.cli.verify_options import VerifyAfter
 from g4convert.errors import UsageError
-from g4convert.request import DEFAULTS, VERIFY_AFTER, verified_after
+from g4convert.request import DEFAULTS, VERIFY_AFTER, parse_verify_after
 
 if TYPE_CHECKING:
     from g4convert.api.quantize import Quantized
-    from g4convert.cli.next_steps import Step
+    from g4convert.cli.next_steps import NextStep
     from g4convert.cli.verification import PrintOptions
     from g4convert.conversion.job import Conversion, Job
     from g4convert.conversion.result import Summary
     from g4convert.planning.recipe import Recipe
-    from g4convert.planning.recipe_files import Resolved
+    from g4convert.planning.recipe_files import ResolvedRecipe
     from g4convert.planning.report import PlanReport
 
 
@@ -28,7 +28,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     model: Model,
     *,
     output: Output = None,
-    resolved: "Resolved",
+    resolved: "ResolvedRecipe",
     calibration: Calibration = None,
     tp: TensorParallel = None,
     workers: Workers = 0,
@@ -46,15 +46,15 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     if show_config:
         print_settings(resolved, as_json=as_json, no_color=no_color)
         return
-    from g4convert.api.quantize import job_of, run
+    from g4convert.api.quantize import make_job, run
     from g4convert.cli import verification
     from g4convert.conversion.job import prepare
     from g4convert.conversion.ranks import Ranks
 
-    level = verified_after(verify)
+    level = parse_verify_after(verify)
     if output is None:
-        raise _no_output(model, resolved)
-    job = job_of(
+        raise _missing_output(model, resolved)
+    job = make_job(
         model,
         output,
         resolved,
@@ -64,29 +64,29 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         overwrite=overwrite,
         calibration=calibration,
     )
-    how = verification.PrintOptions(quiet=quiet, verbose=verbose, no_color=no_color)
+    options = verification.PrintOptions(quiet=quiet, verbose=verbose, no_color=no_color)
     if dry_run:
         conversion = prepare(job)
         if conversion.already_done and not as_json:
-            _say_done(job, how)
-        print_plan(_planned(conversion), as_json=as_json, no_color=no_color, verbose=verbose)
+            _print_already_done(job, options)
+        print_plan(_report_plan(conversion), as_json=as_json, no_color=no_color, verbose=verbose)
         return
     ranks = Ranks.join()
     try:
         conversion = prepare(job)
         if conversion.already_done and ranks.leads and not as_json:
-            _say_done(job, how, "; verifying it again" if level is not None else "")
-        with replace(how, quiet=quiet or not ranks.leads).watched() as progress:
+            _print_already_done(job, options, "; verifying it again" if level is not None else "")
+        with replace(options, quiet=quiet or not ranks.leads).open_progress() as progress:
             done = run(conversion, level, ranks, progress=progress)
     finally:
         ranks.leave()
     if ranks.leads and done.summary is None:
-        _print_done(job, done, how, as_json=as_json)
+        _print_verdict_again(job, done, options, as_json=as_json)
     elif ranks.leads and done.summary is not None:
-        _print(done, done.summary, resolved.recipe, how, as_json=as_json)
+        _print_result(done, done.summary, resolved.recipe, options, as_json=as_json)
 
 
-def _no_output(model: str, resolved: "Resolved") -> UsageError:
+def _missing_output(model: str, resolved: "ResolvedRecipe") -> UsageError:
     from g4convert.checkpoint import source
     from g4convert.cli.next_steps import output_name
 
@@ -94,15 +94,15 @@ def _no_output(model: str, resolved: "Resolved") -> UsageError:
     return UsageError("no output directory", hint=f"say where to write: -o {shlex.quote(name)}")
 
 
-def _say_done(job: "Job", how: "PrintOptions", rest: str = "") -> None:
+def _print_already_done(job: "Job", options: "PrintOptions", rest: str = "") -> None:
     """Print that the output exists, made from the same source by the same recipe and version."""
-    if how.quiet:
+    if options.quiet:
         return
     made_by = f"{job.source.typed} quantized by this recipe and version (--overwrite makes it again)"
-    print_done(job.output, made_by + rest, no_color=how.no_color)
+    print_done(job.output, made_by + rest, no_color=options.no_color)
 
 
-def _print_done(job: "Job", done: "Quantized", how: "PrintOptions", *, as_json: bool) -> None:
+def _print_verdict_again(job: "Job", done: "Quantized", options: "PrintOptions", *, as_json: bool) -> None:
     """Print the verdict on an output that existed.
 
     Raises:
@@ -113,20 +113,20 @@ def _print_done(job: "Job", done: "Quantized", how: "PrintOptions", *, as_json: 
     if as_json:
         print_json(done.to_dict())
     if done.report is not None:
-        verification.tell_end(done.report, how, as_json=as_json)
-    if not as_json and not how.quiet:
-        following = next_steps.answers_of(job.output, shlex.quote(job.source.typed))
-        next_steps.show_next(show.console(no_color=how.no_color), *following)
+        verification.print_end(done.report, options, as_json=as_json)
+    if not as_json and not options.quiet:
+        step = next_steps.measure_answers(job.output, shlex.quote(job.source.typed))
+        next_steps.show_next(show.console(no_color=options.no_color), *step)
 
 
-def _planned(conversion: "Conversion") -> "PlanReport":
+def _report_plan(conversion: "Conversion") -> "PlanReport":
     """Return the plan of a conversion, after all checks that precede the conversion."""
-    from g4convert.api.bundled import bundled_tokens
+    from g4convert.api.bundled import count_bundled_tokens
     from g4convert.conversion.workers import workers_for
     from g4convert.planning.report import PlanReport
 
-    job, given = conversion.job, conversion.calibration
-    own_texts = given is not None and given.is_there
+    job, calibration = conversion.job, conversion.calibration
+    own_texts = calibration is not None and calibration.is_there
     workers_for(job.device, job.workers)
     return PlanReport.of(
         job.source,
@@ -135,47 +135,49 @@ def _planned(conversion: "Conversion") -> "PlanReport":
         conversion.layout,
         conversion.outlook.with_remedies(),
         workers=job.workers,
-        tokens=given.tokens if given and own_texts else bundled_tokens(conversion.checkpoint),
+        tokens=calibration.tokens if calibration and own_texts else count_bundled_tokens(conversion.checkpoint),
         own_texts=own_texts,
     )
 
 
-def _print(done: "Quantized", summary: "Summary", recipe: "Recipe", how: "PrintOptions", *, as_json: bool) -> None:
+def _print_result(
+    done: "Quantized", summary: "Summary", recipe: "Recipe", options: "PrintOptions", *, as_json: bool
+) -> None:
     """Print the verdict if it passed, the closing card, and then the faults that the verification found.
 
     Raises:
         GateError: the verification failed.
     """
     from g4convert.cli import show, show_methods, show_summary, verification
-    from g4convert.cli.next_steps import Step
+    from g4convert.cli.next_steps import NextStep
 
     if done.report is not None and done.passed:
-        verification.tell_end(done.report, how, as_json=as_json)
+        verification.print_end(done.report, options, as_json=as_json)
     if as_json:
         print_json(done.to_dict())
-    elif not how.quiet:
-        console = show.console(no_color=how.no_color)
+    elif not options.quiet:
+        console = show.console(no_color=options.no_color)
         metrics = done.report.metrics if done.report else {}
-        answers, methods = show_summary.answers(summary, metrics, done.costs, recipe)
-        following = _following(done, summary) if done.passed else Step("")
-        if methods is not None and (doubt := show_methods.doubt(done.costs)):
-            following = following._replace(what=f"measures its answers: {doubt}")
-        show_summary.summary(
+        answers, methods = show_summary.describe_answers(summary, metrics, done.costs, recipe)
+        step = _choose_next_step(done, summary) if done.passed else NextStep("")
+        if methods is not None and (doubt := show_methods.describe_doubt(done.costs)):
+            step = step._replace(what=f"measures its answers: {doubt}")
+        show_summary.print_summary(
             console,
             summary,
             done.output,
-            tensors=how.verbose,
+            tensors=options.verbose,
             peak=done.peak_memory,
             refused=done.refused,
             answers=answers,
             methods=methods,
-            following=following,
+            following=step,
         )
     if done.report is not None and not done.passed:
-        verification.tell_end(done.report, how, as_json=as_json)
+        verification.print_end(done.report, options, as_json=as_json)
 
 
-def _following(done: "Quantized", summary: "Summary") -> "Step":
+def _choose_next_step(done: "Quantized", summary: "Summary") -> "NextStep":
     """Return the command that measures the answers of an output, or if they are measured, the one that serves it."""
     from g4convert.checkpoint.source import Source
     from g4convert.cli import next_steps
@@ -183,5 +185,5 @@ def _following(done: "Quantized", summary: "Summary") -> "Step":
 
     drafter = any(row.role == Role.DRAFTER for row in summary.sizes)
     if summary.total.stats.groups and not (done.report and done.report.metrics.get("loss")):
-        return next_steps.answers_of(done.output, shlex.quote(Source.at(done.source).typed))
-    return next_steps.served(str(done.output), done.refused, drafter=drafter)
+        return next_steps.measure_answers(done.output, shlex.quote(Source.at(done.source).typed))
+    return next_steps.serve_unless_refused(str(done.output), done.refused, drafter=drafter)

@@ -9,22 +9,22 @@ def list_(*, as_json: Json = False, no_color: NoColor = False) -> None:
     """List the recipes that come with g4convert."""
     from g4convert.cli import show as shown
     from g4convert.planning.recipe import DEFAULT
-    from g4convert.planning.recipe_files import shipped
+    from g4convert.planning.recipe_files import load_shipped
 
-    found = {name: recipe.description for name, recipe in shipped().items()}
+    descriptions = {name: recipe.description for name, recipe in load_shipped().items()}
     if as_json:
-        print_json(found)
+        print_json(descriptions)
     else:
-        marked = {name: f"{text} (default)" if name == DEFAULT else text for name, text in found.items()}
-        shown.pairs(shown.console(no_color=no_color), marked)
+        with_default = {name: f"{text} (default)" if name == DEFAULT else text for name, text in descriptions.items()}
+        shown.print_pairs(shown.console(no_color=no_color), with_default)
 
 
 def show(name: RecipeArgument) -> None:
     """Print a recipe as it is written, with the command that runs it."""
-    from g4convert.planning.recipe_files import load, source_text
+    from g4convert.planning.recipe_files import load, read_source
 
     load(name)
-    print_text(source_text(name)[0])
+    print_text(read_source(name)[0])
 
 
 def check(name: RecipeArgument, *, as_json: Json = False, no_color: NoColor = False) -> None:
@@ -36,6 +36,6 @@ def check(name: RecipeArgument, *, as_json: Json = False, no_color: NoColor = Fa
 
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors and CI."""
-    from g4convert.planning.recipe import schema as recipe_schema
+    from g4convert.planning.recipe import make_schema as recipe_schema
 
     print_json(recipe_schema())

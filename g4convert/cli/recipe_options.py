@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from g4convert.cli.panels import BESIDE, RECIPE, SERVED
-from g4convert.request import MOST_GPUS
+from g4convert.run_options import MOST_GPUS
 
 if TYPE_CHECKING:
-    from g4convert.planning.recipe_files import Resolved
+    from g4convert.planning.recipe_files import ResolvedRecipe
 
 _RECIPE: Final = "A shipped recipe or a YAML file."
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=_RECIPE)]
@@ -105,17 +105,17 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     own = inspect.signature(command).parameters
 
     @wraps(command)
-    def run(recipe: str, **given: object) -> None:
-        values = {key: given.pop(key) for key in _OPTIONS}
-        command(resolved=_resolved(recipe, values), **given)
+    def run(recipe: str, **arguments: object) -> None:
+        values = {key: arguments.pop(key) for key in _OPTIONS}
+        command(resolved=_load_recipe(recipe, values), **arguments)
 
-    shown = [one for name in own for one in (_PARAMETERS if name == "resolved" else [own[name]])]
+    shown = [parameter for name in own for parameter in (_PARAMETERS if name == "resolved" else [own[name]])]
     run.__dict__ |= {"__signature__": inspect.Signature(shown)}
     run.__annotations__ = {}
     return run
 
 
-def _resolved(recipe: str, values: dict[str, object]) -> "Resolved":
+def _load_recipe(recipe: str, values: dict[str, object]) -> "ResolvedRecipe":
     from g4convert.planning.recipe_files import load
 
     return load(recipe, values)

@@ -24,16 +24,16 @@ def reference(  # noqa: PLR0913 - one parameter for each option
     from g4convert.checkpoint import source
     from g4convert.cli import verification
 
-    asked = Request(output, None, Level.LOGITS, None, prompts, memory, dtype, device)
-    how = verification.PrintOptions(quiet=quiet, no_color=no_color)
+    request = Request(output, None, Level.LOGITS, None, prompts, memory, dtype, device)
+    options = verification.PrintOptions(quiet=quiet, no_color=no_color)
     place = source.resolve(model)
-    found = verification.store(place, asked, how, overwrite=overwrite)
+    stored = verification.store_reference(place, request, options, overwrite=overwrite)
     if as_json:
-        print_json(found)
-    elif not quiet and found.get("already_done"):
+        print_json(stored)
+    elif not quiet and stored.get("already_done"):
         made_by = f"{place.typed} by this command and version (--overwrite makes it again)"
         print_done(output, made_by, no_color=no_color)
     elif not quiet:
         from g4convert.cli import show
 
-        show.reference(show.console(no_color=no_color), found, place.typed)
+        show.print_reference(show.console(no_color=no_color), stored, place.typed)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from g4convert.cli.next_steps import show_next
-from g4convert.cli.tables import facts, put, table
-from g4convert.fitting.choices import label_of
+from g4convert.cli.tables import make_facts, make_table, print_trimmed
+from g4convert.fitting.choices import label_form
 from g4convert.quantities import count, plural, size
 
 if TYPE_CHECKING:
@@ -21,58 +21,63 @@ if TYPE_CHECKING:
     from g4convert.fitting.result import Fitted
 
 
-def fitted(out: Console, found: "Fitted", model: str, *, parts: bool) -> None:
+def print_fit(out: Console, fit: "Fitted", model: str, *, parts: bool) -> None:
     """Print the result of a fit.
 
     Args:
         out: console that prints.
-        found: the fit.
+        fit: the fit.
         model: name of the model, as the user gave it.
         parts: print every part with bytes and losses of all its packings, instead of kinds of parts.
     """
-    chosen, problem = found.chosen, found.problem
-    basis = found.sensitivities.basis
+    chosen, problem = fit.chosen, fit.problem
+    basis = fit.sensitivities.basis
     unit = basis.unit.value
-    columns = ("part", "weights", "packed", "size", unit, *(["measured"] if parts else []))
-    put(out, table(columns, _parts(found) if parts else _kinds(found), right={"weights", "size", unit, "measured"}))
+    if parts:
+        columns: tuple[str, ...] = ("part", "weights", "packed", "size", unit, "measured")
+        rows = _part_rows(fit)
+    else:
+        columns, rows = ("part", "weights", "packed", "size", unit), _kind_rows(fit)
+    print_trimmed(out, make_table(columns, rows, right={"weights", "size", unit, "measured"}))
     out.print()
-    points = [*found.presets, *found.tried[:-1], chosen]
-    rows = [_point(found, one, "chosen" if one is chosen else one.name) for one in points]
-    put(out, table(("recipe", "size", "bits", unit, "predicted"), rows, right={"size", "bits", unit, "predicted"}))
+    points = [*fit.presets, *fit.tried[:-1], chosen]
+    point_rows = [_point_row(fit, point, "chosen" if point is chosen else point.name) for point in points]
+    columns = ("recipe", "size", "bits", unit, "predicted")
+    print_trimmed(out, make_table(columns, point_rows, right={"size", "bits", unit, "predicted"}))
     out.print()
-    told = {
-        "written": str(found.output),
+    facts = {
+        "written": str(fit.output),
         "size": f"{size(chosen.nbytes)} of tensors; {size(problem.fixed_bytes)} of them stay as the recipe has them",
-        "losses": f"kept; `--sensitivities {quote(str(found.kept))}` measures nothing anew on the same model and texts",
-        unit: _meaning(found),
+        "losses": f"kept; `--sensitivities {quote(str(fit.kept))}` measures nothing anew on the same model and texts",
+        unit: _explain_losses(fit),
     }
-    put(out, facts(told))
-    output = f"{Path(model).name}-{found.output.stem}"
-    show_next(out, f"g4convert quantize {quote(model)} -o {quote(output)} -r {quote(str(found.output))}")
+    print_trimmed(out, make_facts(facts))
+    output = f"{Path(model).name}-{fit.output.stem}"
+    show_next(out, f"g4convert quantize {quote(model)} -o {quote(output)} -r {quote(str(fit.output))}")
 
 
-def _meaning(found: "Fitted") -> str:
-    """Return the meaning of the second table's losses as text."""
-    basis, losses = found.sensitivities.basis, found.chosen.losses
+def _explain_losses(fit: "Fitted") -> str:
+    """Explain the losses in the second table."""
+    basis, losses = fit.sensitivities.basis, fit.chosen.losses
     if basis.unit == "KL":
         rows = f"{plural(len(losses), 'row')} of {basis.length} token ids"
         error = f" +- {stdev(losses) / sqrt(len(losses)):.4f}" if losses[1:] else ""
         return (
-            f"{found.chosen.measured:.4f}{error} nats, the mean over {rows}, which are others than those that single "
-            f"changes were measured on; scales by {found.rounded_by}"
+            f"{fit.chosen.measured:.4f}{error} nats, the mean over {rows}, which are others than those that single "
+            f"changes were measured on; scales by {fit.rounded_by}"
         )
-    return f"share of each part's outputs, added up, by {found.rounded_by}: the model was not run, and has no KL"
+    return f"share of each part's outputs, added up, by {fit.rounded_by}: the model was not run, and has no KL"
 
 
-def _kinds(found: "Fitted") -> Iterator[tuple[str, ...]]:
+def _kind_rows(fit: "Fitted") -> Iterator[tuple[str, ...]]:
     """Yield a row for each kind of part, with the number of parts in each packing, and the sum of their losses."""
     kinds: defaultdict[str, list[Part]] = defaultdict(list)
-    for part in found.problem.free:
+    for part in fit.problem.free:
         kinds[part.unit.name].append(part)
     for kind, members in kinds.items():
-        forms = {part.name: found.chosen.assignment[part.name] for part in members}
-        counts = Counter(label_of(form) for form in forms.values())
-        lost = sum(found.used(part, forms[part.name]) for part in members)
+        forms = {part.name: fit.chosen.assignment[part.name] for part in members}
+        counts = Counter(label_form(form) for form in forms.values())
+        lost = sum(fit.used(part, forms[part.name]) for part in members)
         yield (
             kind,
             count(sum(part.params for part in members)),
@@ -82,20 +87,24 @@ def _kinds(found: "Fitted") -> Iterator[tuple[str, ...]]:
         )
 
 
-def _parts(found: "Fitted") -> Iterator[tuple[str, ...]]:
+def _part_rows(fit: "Fitted") -> Iterator[tuple[str, ...]]:
     """Yield a row for each packing of each part; the chosen one is marked."""
-    for part in found.problem.free:
-        chosen = found.chosen.assignment[part.name]
+    for part in fit.problem.free:
+        chosen = fit.chosen.assignment[part.name]
         for form in part.forms:
             mark = "*" if form == chosen else " "
-            losses = f"{found.used(part, form):.6f}", f"{found.measured(part, form):.6f}"
-            yield part.name, count(part.params), f"{mark} {label_of(form)}", size(part.nbytes(form)), *losses
+            losses = f"{fit.used(part, form):.6f}", f"{fit.measured(part, form):.6f}"
+            yield part.name, count(part.params), f"{mark} {label_form(form)}", size(part.nbytes(form)), *losses
 
 
-def _point(found: "Fitted", one: "Point", name: str) -> tuple[str, ...]:
+def _point_row(fit: "Fitted", point: "Point", name: str) -> tuple[str, ...]:
     """Return a point's name, size, bits, loss and prediction; bits only if fixed parts keep the recipe's packing."""
-    fixed = (part for part in found.problem.parts if not part.is_free)
-    alike = all(one.assignment.get(part.name, part.base) == part.base for part in fixed)
-    bits = f"{found.problem.bits(one.nbytes):.3f}" if alike and len(one.assignment) == len(found.problem.parts) else ""
-    predicted = "" if one.predicted is None else f"{one.predicted:.4f}"
-    return name, size(one.nbytes), bits, f"{one.measured:.4f}", predicted
+    fixed = (part for part in fit.problem.parts if not part.is_free)
+    is_as_recipe = all(point.assignment.get(part.name, part.base) == part.base for part in fixed)
+    bits = (
+        f"{fit.problem.bits(point.nbytes):.3f}"
+        if is_as_recipe and len(point.assignment) == len(fit.problem.parts)
+        else ""
+    )
+    predicted = "" if point.predicted is None else f"{point.predicted:.4f}"
+    return name, size(point.nbytes), bits, f"{point.measured:.4f}", predicted

@@ -10,11 +10,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from g4convert.cli.next_steps import recipe_of
-from g4convert.cli.tables import prose, put, table, without
+from g4convert.cli.next_steps import find_shipped_recipe
+from g4convert.cli.tables import drop_columns, make_table, print_prose, print_trimmed
 from g4convert.names import Name
 from g4convert.quantities import plural
-from g4convert.report import Finding, Report, Severity, grouped
+from g4convert.report import Finding, Report, Severity, join_alike
 from g4convert.verification.labels import (
     ALIKE,
     COMPARED,
@@ -41,179 +41,197 @@ _COLOURS = {
     Severity.INFO: "dim",
     Severity.PASS: "green",
 }
-_TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
+_ALWAYS_PRINTED = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
 _NOISE = "by rounding alone"
 """Header of the column with the noise floor."""
 _SQNR = "SQNR of outputs, dB"
-_LEAST = 2
+_LEAST_SHARE = 2
 """Least share of a loss, in percent, for which a module is listed without -v."""
-_SMALL = 1e-3
+_EXPONENT_BELOW = 1e-3
 """Numbers below are written with an exponent."""
-_MOST = 12
+_MAX_ROWS = 12
 """Largest number of findings of one severity that is printed without -v."""
 
 
-def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdicts: str = "") -> None:
+def print_report(out: "Console", report: Report, *, strict: bool, verbose: bool, verdicts: str = "") -> None:
     """Print a report; passed checks and notes only with `verbose`.
 
     Args:
         out: console that prints.
-        found: the report.
+        report: the report.
         strict: warnings count as failures.
         verbose: print every finding.
         verdicts: engines that load it, for the verdict, after a table of them; empty for the levels that ran.
     """
-    verdict(out, found, strict=strict, words=verdicts)
-    for severity in (*_TOLD, Severity.INFO, Severity.PASS) if verbose else _TOLD:
-        told = found.of(severity) if verbose else (*_in_tables(found, severity), *_apart(found, severity))
+    print_verdict(out, report, strict=strict, words=verdicts)
+    for severity in (*_ALWAYS_PRINTED, Severity.INFO, Severity.PASS) if verbose else _ALWAYS_PRINTED:
+        findings = (
+            report.of(severity)
+            if verbose
+            else (*_findings_in_tables(report, severity), *_findings_apart(report, severity))
+        )
         if verdicts and severity is Severity.WARN and not verbose:
-            told = tuple(one for one in told if one.level != "engines")  # the table has them
-        _findings(out, told, severity, verbose=verbose)
-    for kind in TITLES:
-        if kind in found.metrics:
-            _comparison(out, found, kind, verbose=verbose)
-    if "engine" in found.metrics:
+            findings = tuple(finding for finding in findings if finding.level != "engines")  # the table has them
+        _print_findings(out, findings, severity, verbose=verbose)
+    for comparison in TITLES:
+        if comparison in report.metrics:
+            _print_comparison(out, report, comparison, verbose=verbose)
+    if "engine" in report.metrics:
         out.print("\nthe engine's log-probabilities against those of the dequantized weights")
         columns = ("probes", "tokens", "mean difference", "largest", "noise floor", "same top token", "mean KL")
-        put(out, table(columns, _served(found.metrics["engine"]["buckets"]), right=columns[1:]))
-    for kind, blamed in found.metrics.get("blame", {}).items():
-        prose(out, f"\n{COSTLY[kind]}")
-        brief = kind == "loss" and not verbose
-        prose(out, f"[dim]{escape(_how(blamed, kind, brief=brief))}[/]")
-        put(out, _blame(blamed["rows"], brief=brief))
-        if kind == "loss":
-            _keep(out, found, blamed["rows"])
-    if found.verdict is not Severity.PASS and not verbose:
-        prose(out, "\n-v lists every check and note")
+        print_trimmed(out, make_table(columns, _engine_rows(report.metrics["engine"]["buckets"]), right=columns[1:]))
+    for comparison, blamed in report.metrics.get("blame", {}).items():
+        print_prose(out, f"\n{COSTLY[comparison]}")
+        brief = comparison == "loss" and not verbose
+        print_prose(out, f"[dim]{escape(_explain_blame(blamed, comparison, brief=brief))}[/]")
+        print_trimmed(out, _make_blame_table(blamed["rows"], brief=brief))
+        if comparison == "loss":
+            _print_rule_to_keep(out, report, blamed["rows"])
+    if report.verdict is not Severity.PASS and not verbose:
+        print_prose(out, "\n-v lists every check and note")
 
 
-def _comparison(out: "Console", found: Report, kind: str, *, verbose: bool) -> None:
+def _print_comparison(out: "Console", report: Report, comparison: str, *, verbose: bool) -> None:
     """Print the table of a comparison's metrics; of a path that passes, one sentence."""
-    values = found.metrics[kind]
-    bound = f" ({LOWER_BOUND})" if values["lower_bound"] else ""
-    judged = {one.severity for one in found.findings if _metric(found, one)[0] == kind}
-    if kind == "parity" and judged <= {Severity.PASS} and not verbose:
-        same = values["kl_max"] == 0 and values["logit_max_diff"] == 0
-        prose(out, f"\n{TITLES[kind]}: {escape((EQUAL if same else ALIKE).format(**values))}")
+    values = report.metrics[comparison]
+    note = f" ({LOWER_BOUND})" if values["lower_bound"] else ""
+    judged = {finding.severity for finding in report.findings if _find_metric(report, finding)[0] == comparison}
+    if comparison == "parity" and judged <= {Severity.PASS} and not verbose:
+        is_equal = values["kl_max"] == 0 and values["logit_max_diff"] == 0
+        print_prose(out, f"\n{TITLES[comparison]}: {escape((EQUAL if is_equal else ALIKE).format(**values))}")
         return
-    prose(out, f"\n{TITLES[kind]}: {COMPARED[kind]}{bound}")
+    print_prose(out, f"\n{TITLES[comparison]}: {COMPARED[comparison]}{note}")
     columns = ("metric", "value", "limits", "", _NOISE)
-    put(out, table(*without(columns, _measured(found, kind), () if verbose else (_NOISE,)), right=("value", _NOISE)))
-    if kind == "loss":
+    print_trimmed(
+        out,
+        make_table(
+            *drop_columns(columns, _metric_rows(report, comparison), () if verbose else (_NOISE,)),
+            right=("value", _NOISE),
+        ),
+    )
+    if comparison == "loss":
         experts = "" if math.isnan(values.get("router_jaccard_min", math.nan)) else LEGEND_OF_EXPERTS
-        prose(out, f"[dim]{escape(LEGEND + experts)}[/]")
+        print_prose(out, f"[dim]{escape(LEGEND + experts)}[/]")
 
 
-def verdict(out: "Console", found: Report, *, strict: bool, words: str = "") -> None:
+def print_verdict(out: "Console", report: Report, *, strict: bool, words: str = "") -> None:
     """Print the verdict in one line: the output, its reference, and the result in words or the levels that ran."""
-    against = f" against {escape(found.reference)}" if found.reference else ""
-    colour = _COLOURS[found.verdict]
-    word = found.verdict.value.upper()
-    failed = strict and found.exit_code(strict=True) == 1 and found.verdict is not Severity.FAIL
-    note = " (fails, as warnings are strict)" if failed else ""
-    said = escape(words) or _levels(found)
-    if strict and not found.of(Severity.WARN):
-        said += "; no warnings (--strict)"
-    prose(out, f"[{colour}]{word}[/]{note} {escape(found.output)}{against}: {said}")
+    against = f" against {escape(report.reference)}" if report.reference else ""
+    colour = _COLOURS[report.verdict]
+    word = report.verdict.value.upper()
+    fails_by_strict = strict and report.exit_code(strict=True) == 1 and report.verdict is not Severity.FAIL
+    note = " (fails, as warnings are strict)" if fails_by_strict else ""
+    summary = escape(words) or _describe_levels(report)
+    if strict and not report.of(Severity.WARN):
+        summary += "; no warnings (--strict)"
+    print_prose(out, f"[{colour}]{word}[/]{note} {escape(report.output)}{against}: {summary}")
 
 
-def _levels(found: Report) -> str:
+def _describe_levels(report: Report) -> str:
     """Return the levels that ran; of a failed report those that failed, and which passed."""
     failed = [
-        level for level in found.levels if any(one.code.startswith(f"{level}.") for one in found.of(Severity.FAIL))
+        level
+        for level in report.levels
+        if any(finding.code.startswith(f"{level}.") for finding in report.of(Severity.FAIL))
     ]
-    rest = ", ".join(level for level in found.levels if level not in failed)
-    return f"{', '.join(failed)} ({rest} passed)" if failed and rest else ", ".join(found.levels)
+    rest = ", ".join(level for level in report.levels if level not in failed)
+    return f"{', '.join(failed)} ({rest} passed)" if failed and rest else ", ".join(report.levels)
 
 
-def _in_tables(found: Report, severity: Severity) -> Iterator[Finding]:
+def _findings_in_tables(report: Report, severity: Severity) -> Iterator[Finding]:
     """Yield one finding for all metrics of a comparison that have this severity; its table has their numbers.
 
     Warnings beside failures of the same comparison stand in the table alone.
     """
-    worse = found.of(Severity.FAIL) if severity is Severity.WARN else ()
-    for kind in TITLES:
-        if any(_metric(found, one)[0] == kind for one in worse):
+    worse = report.of(Severity.FAIL) if severity is Severity.WARN else ()
+    for comparison in TITLES:
+        if any(_find_metric(report, finding)[0] == comparison for finding in worse):
             continue
-        if alike := [one for one in found.of(severity) if _metric(found, one)[0] == kind]:
-            remedy = next((one.remedy for one in alike if one.remedy), "")
+        if alike := [finding for finding in report.of(severity) if _find_metric(report, finding)[0] == comparison]:
+            remedy = next((finding.remedy for finding in alike if finding.remedy), "")
             words = UNTOLD if severity is Severity.INCONCLUSIVE else DIFFERS
-            told = f"{plural(len(alike), 'metric')} (table below)"
-            yield Finding(f"logits.{kind}", severity, words[kind], told, "", remedy)
+            metrics = f"{plural(len(alike), 'metric')} (table below)"
+            yield Finding(f"logits.{comparison}", severity, words[comparison], metrics, "", remedy)
 
 
-def _apart(found: Report, severity: Severity) -> Iterator[Finding]:
+def _findings_apart(report: Report, severity: Severity) -> Iterator[Finding]:
     """Yield the findings of a severity that are in no table of metrics."""
-    yield from (one for one in found.of(severity) if not _metric(found, one)[0])
+    yield from (finding for finding in report.of(severity) if not _find_metric(report, finding)[0])
 
 
-def _metric(found: Report, finding: Finding) -> tuple[str, str]:
+def _find_metric(report: Report, finding: Finding) -> tuple[str, str]:
     """Return the comparison and the metric of a finding that a table of metrics shows; empty texts for others."""
     owner, name = Name(finding.code).cut()
-    values = found.metrics.get(owner.last, {}) if owner.last in TITLES else {}
+    values = report.metrics.get(owner.last, {}) if owner.last in TITLES else {}
     return ("", "") if math.isnan(values.get(name, math.nan)) else (owner.last, name)
 
 
-def _findings(out: "Console", findings: Sequence[Finding], severity: Severity, *, verbose: bool) -> None:
-    lines = list(findings) if verbose else list(grouped(findings))
-    shown = lines if verbose else lines[:_MOST]
-    if lines:
+def _print_findings(out: "Console", findings: Sequence[Finding], severity: Severity, *, verbose: bool) -> None:
+    joined = list(findings) if verbose else list(join_alike(findings))
+    shown = joined if verbose else joined[:_MAX_ROWS]
+    if joined:
         out.print()
-    for remedy, alike in groupby(shown, key=lambda one: one.remedy):  # printed once, below the last finding
-        for one in alike:
-            prose(out, f"[{_COLOURS[severity]}]{severity}[/] [dim]{one.code}[/] {escape(one.line)}")
+    for remedy, alike in groupby(shown, key=lambda finding: finding.remedy):  # printed once, below the last finding
+        for finding in alike:
+            print_prose(out, f"[{_COLOURS[severity]}]{severity}[/] [dim]{finding.code}[/] {escape(finding.line)}")
         first, *ways = remedy.split("\n")
         for line in (*([first] if first else []), *(f"- {way}" for way in ways)):
-            prose(out, f"[dim]{escape(line)}[/]", indent=5)
-    if len(lines) > len(shown):
-        out.print(f"and {len(lines) - len(shown)} more {severity} (-v lists all)", soft_wrap=True)
+            print_prose(out, f"[dim]{escape(line)}[/]", indent=5)
+    if len(joined) > len(shown):
+        out.print(f"and {len(joined) - len(shown)} more {severity} (-v lists all)", soft_wrap=True)
 
 
-def _keep(out: "Console", found: Report, rows: Sequence[Mapping[str, Any]]) -> None:
+def _print_rule_to_keep(out: "Console", report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the recipe that keeps the costliest layer in bf16, and whether that is too little."""
     costly = next((row for row in rows if row["kind"] == "layer"), None)
     if costly is not None:
-        layer, base = Name(costly["module"]).last, recipe_of(found.output)
+        layer, base = Name(costly["module"]).last, find_shipped_recipe(report.output)
         these = "these two lines" if base else "this rule"
-        prose(out, f"to keep layer {layer} in bf16, `quantize -r FILE.yaml` with {these} in it:")
-        lines = [f"extends: {base}"] * bool(base) + [f"rules: [{{layers: {layer}, bits: 16}}]"]
-        put(out, Padding(Text("\n".join(lines)), (0, 0, 0, 2)))
-        for way in found.metrics.get("advice", ())[:1]:
+        print_prose(out, f"to keep layer {layer} in bf16, `quantize -r FILE.yaml` with {these} in it:")
+        extends = f"extends: {base}\n" if base else ""
+        rule = f"rules: [{{layers: {layer}, bits: 16}}]"
+        print_trimmed(out, Padding(Text(extends + rule), (0, 0, 0, 2)))
+        for advice in report.metrics.get("advice", ())[:1]:
             from g4convert.verification.logits.advice import judged_kl
 
-            high = judged_kl(found.metrics["loss"])
-            if (left := (1 - costly["share"]) * high) > way["limit"]:
-                told = (
-                    f"the mean KL's upper end would be about {left:.2g}, not {high:.2g}; up to {way['limit']:g} passes"
-                )
-                prose(out, f"this alone is not enough: {told}")
+            high = judged_kl(report.metrics["loss"])
+            left, limit = (1 - costly["share"]) * high, advice["limit"]
+            if left > limit:
+                ends = f"the mean KL's upper end would be about {left:.2g}, not {high:.2g}; up to {limit:g} passes"
+                print_prose(out, f"this alone is not enough: {ends}")
 
 
-def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
+def _metric_rows(report: Report, comparison: str) -> Iterator[tuple[str, ...]]:
     """Yield a row for each metric that the profile judges."""
-    floor = found.metrics["floor"]["values"]
-    values = found.metrics[kind]
-    for one in found.findings:
-        of, name = _metric(found, one)
-        if of == kind:
-            noise = _number(floor.get(name), digits=2)
-            yield METRICS.get(name, name), _number(values[name]), one.expected, one.severity.value, noise
+    floor = report.metrics["floor"]["values"]
+    values = report.metrics[comparison]
+    for finding in report.findings:
+        owner, name = _find_metric(report, finding)
+        if owner == comparison:
+            noise = _format_number(floor.get(name), digits=2)
+            yield METRICS.get(name, name), _format_number(values[name]), finding.expected, finding.severity.value, noise
             if name == "kl_mean" and not math.isnan(values["kl_high"]):
-                ends = f"{_number(values['kl_low'], digits=2)} to {_number(values['kl_high'], digits=2)}"
+                ends = f"{_format_number(values['kl_low'], digits=2)} to {_format_number(values['kl_high'], digits=2)}"
                 yield "  95 % interval", ends, "its upper end is judged", "", ""
-            if name == "kl_mean" and of == "loss" and noise:
-                yield f"  by {found.metrics['dtype']} rounding", noise, "a KL below this means nothing", "", ""
+            if name == "kl_mean" and owner == "loss" and noise:
+                yield f"  by {report.metrics['dtype']} rounding", noise, "a KL below this means nothing", "", ""
 
 
-def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+def _engine_rows(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """Yield a row for each kind of probe that an engine answered, with the noise floor of the mean difference."""
-    for one in buckets:
-        numbers = (one["mean"], one["largest"], one["floor_mean"])
-        agreed = f"{100 * one['top1_agreement']:.1f} %"
-        yield one["name"], f"{one['tokens']:,}", *map(_number, numbers), agreed, _number(one["kl_mean"])
+    for bucket in buckets:
+        numbers = (bucket["mean"], bucket["largest"], bucket["floor_mean"])
+        agreed = f"{100 * bucket['top1_agreement']:.1f} %"
+        yield (
+            bucket["name"],
+            f"{bucket['tokens']:,}",
+            *map(_format_number, numbers),
+            agreed,
+            _format_number(bucket["kl_mean"]),
+        )
 
 
-def _how(blamed: Mapping[str, Any], kind: str, *, brief: bool) -> str:
+def _explain_blame(blamed: Mapping[str, Any], kind: str, *, brief: bool) -> str:
     """Return how a table of blame is measured."""
     probes = plural(len(blamed.get("probes", ())), "prompt")
     sample = (
@@ -221,31 +239,31 @@ def _how(blamed: Mapping[str, Any], kind: str, *, brief: bool) -> str:
         if blamed.get("predictions")
         else "all prompts"
     )
-    mean, left = ("", "") if brief else (f" of {_number(blamed['kl'])}", ", and the KL that is left")
+    mean, rest = ("", "") if brief else (f" of {_format_number(blamed['kl'])}", ", and the KL that is left")
     return (
         f"Measured on {sample}. Each row: how much of the mean KL{mean} goes away if that part alone gets "
-        f"{SWAPPED[kind]}{left}. Parts interact, so rows do not add up to 100 %."
+        f"{SWAPPED[kind]}{rest}. Parts interact, so rows do not add up to 100 %."
     )
 
 
-def _blame(rows: Sequence[Mapping[str, Any]], *, brief: bool) -> Table:
+def _make_blame_table(rows: Sequence[Mapping[str, Any]], *, brief: bool) -> Table:
     """Return a table of shares of the loss, rows grouped by kind; with `brief`, shares alone, of the costly."""
     cells: list[Sequence[str]] = []
-    for heading, alike in group_by_kind(row for row in rows if not brief or 100 * row["share"] >= _LEAST):
+    for heading, group in group_by_kind(row for row in rows if not brief or 100 * row["share"] >= _LEAST_SHARE):
         indent = "  " if heading else ""
         cells += [(heading, *[""] * 4)] if heading else []
-        for row in alike[:_MOST]:
+        for row in group[:_MAX_ROWS]:
             share, sqnr = f"{round(100 * row['share'])} %", "" if math.isnan(row["sqnr"]) else f"{row['sqnr']:.1f}"
-            cells.append((indent + row["module"], share, _number(row["kl"]), sqnr, row["note"]))
+            cells.append((indent + row["module"], share, _format_number(row["kl"]), sqnr, row["note"]))
     columns = ("module", "removes", "KL left", _SQNR, "")
-    return table(*without(columns, cells, ("KL left", _SQNR) if brief else ()), right=columns[1:4])
+    return make_table(*drop_columns(columns, cells, ("KL left", _SQNR) if brief else ()), right=columns[1:4])
 
 
-def _number(value: float | None, *, digits: int = 4) -> str:
+def _format_number(value: float | None, *, digits: int = 4) -> str:
     """Return a number in so many digits, `0.19` or `1.9e-4`; empty for none and nan."""
     if value is None or math.isnan(value):
         return ""
-    if not 0 < abs(value) < _SMALL:
+    if not 0 < abs(value) < _EXPONENT_BELOW:
         return f"{value:.{digits}g}"
     mantissa, power = f"{value:.{digits - 1}e}".split("e")
     return f"{float(mantissa):g}e{int(power)}"

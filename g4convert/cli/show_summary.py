@@ -1,6 +1,6 @@
 """The closing card of a conversion: sizes, errors, engines that refuse it, the next command."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from g4convert.cli.next_steps import Step, show_next
-from g4convert.cli.tables import facts, prose, put, table
+from g4convert.cli.next_steps import NextStep, show_next
+from g4convert.cli.tables import make_facts, make_table, print_prose, print_trimmed
 from g4convert.quantities import plural, size
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from g4convert.planning.costs import MethodCost
     from g4convert.planning.recipe import Recipe
 
-_MUCH = 1 / 4
+_WORTH_NAMING = 1 / 4
 """Share of the output above which a role that is not packed is named."""
-_SOME = 0.01
+_SIGN_OF_QAT = 0.01
 """Share of groups on a 4-bit grid from which they are a sign of QAT."""
 
 
-def summary(  # noqa: PLR0913 - what is said, and how much of it
+def print_summary(  # noqa: PLR0913 - what is said, and how much of it
     out: Console,
     done: "Summary",
     output: Path,
@@ -35,7 +35,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     refused: Sequence["Verdict"] = (),
     answers: str = "",
     methods: Table | None = None,
-    following: Step = Step(""),  # noqa: B008 - it cannot change
+    following: NextStep = NextStep(""),  # noqa: B008 - it cannot change
 ) -> None:
     """Print the closing card: sizes, errors, engines that refuse the output, the next command.
 
@@ -50,75 +50,95 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         methods: the table.
         following: what to do next.
     """
+    is_packed = bool(done.total.stats.groups)
     rows = {
         "written": str(output),
         "size": f"{size(done.before)} -> {size(done.after)} in {plural(done.files, 'file')}, "
-        f"{done.bits_per_weight:.1f} bits per weight{_kept(done)}",
-        "method": _method(done.choice),
+        f"{done.bits_per_weight:.1f} bits per weight{_describe_largest_kept(done)}",
+        "method": _describe_method(done.choice) if is_packed else "nothing is packed",
     }
     if done.calibration is not None:
-        given = done.calibration.get("ways") or {"weights by their inputs": done.calibration["weighted"]}
-        ways = ", ".join(f"{count:,} {way.replace('_', '-')}" for way, count in given.items() if count)
-        judged = "; each weight took the way with the least error of its outputs" if "ways" in done.calibration else ""
-        texts = f"{done.calibration['samples']:,} samples of {done.calibration['length']:,} tokens"
-        rows["calibrated"] = f"on {texts}: {ways}{judged}"
-        if (gained := done.calibration.get("scales")) is not None:
-            rows["scales"] = _scales(gained)
+        rows |= _calibration_rows(done.calibration)
     if peak is not None and tensors:
         rows["memory"] = f"{size(peak)} at the peak of the conversion"
-    if done.total.stats.groups:
-        roles = ", ".join(f"{row.name} {_percent(row)}" for row in done.roles)
-        traded = "; calibration trades it for smaller errors of outputs" if done.calibration is not None else ""
-        mean = "mean over tensors"
-        rows["error"] = f"{_percent(done.total)} ({roles}): squared errors over squared weights, {mean}{traded}"
-        put(out, facts(rows))
-        if tensors:
-            out.print()
-            put(out, _errors("weights", [done.total, *done.roles]))
-            out.print()
-            put(out, _errors("all tensors", done.modules))
-            out.print("\n[dim]relative error of several weights: the mean of theirs[/]")
-    else:
-        put(out, facts({**rows, "method": "nothing is packed"}))
+    if is_packed:
+        rows["error"] = _describe_error(done)
+    print_trimmed(out, make_facts(rows))
+    if is_packed and tensors:
+        _print_errors(out, done)
     if refused:
-        names = dict.fromkeys(one.label if one.tp == 1 else f"{one.label} on {one.tp} GPUs" for one in refused)
-        asked = " ".join(
-            [quote(str(output)), *(f"--tp {tp}" for tp in dict.fromkeys(one.tp for one in refused) if tp > 1)]
-        )
-        why = f"`g4convert check {asked}` says why"
-        prose(out, f"not for {escape(', '.join(names))}: {escape(why)}")
+        print_prose(out, escape(_refused_line(output, refused)))
     if answers:
-        prose(out, f"answers: {escape(answers)}")
+        print_prose(out, f"answers: {escape(answers)}")
     if methods is not None:
-        put(out, methods)
+        print_trimmed(out, methods)
     show_next(out, *following)
 
 
-def _method(choice: "MethodChoice") -> str:
+def _calibration_rows(calibration: Mapping[str, Any]) -> dict[str, str]:
+    """Return the rows about the texts, the ways in which weights were rounded, and the training of scales."""
+    counts = calibration.get("ways") or {"weights by their inputs": calibration["weighted"]}
+    ways = ", ".join(f"{count:,} {way.replace('_', '-')}" for way, count in counts.items() if count)
+    judged = "; each weight took the way with the least error of its outputs" if "ways" in calibration else ""
+    texts = f"{calibration['samples']:,} samples of {calibration['length']:,} tokens"
+    rows = {"calibrated": f"on {texts}: {ways}{judged}"}
+    if (training := calibration.get("scales")) is not None:
+        rows["scales"] = _describe_scales(training)
+    return rows
+
+
+def _describe_error(done: "Summary") -> str:
+    """Describe the relative error of all packed weights, and of each role."""
+    roles = ", ".join(f"{row.name} {_format_percent(row)}" for row in done.roles)
+    traded = "; calibration trades it for smaller errors of outputs" if done.calibration is not None else ""
+    what = f"squared errors over squared weights, mean over tensors{traded}"
+    return f"{_format_percent(done.total)} ({roles}): {what}"
+
+
+def _print_errors(out: Console, done: "Summary") -> None:
+    """Print tables of the errors by role and by tensor."""
+    out.print()
+    print_trimmed(out, _make_errors_table("weights", [done.total, *done.roles]))
+    out.print()
+    print_trimmed(out, _make_errors_table("all tensors", done.modules))
+    out.print("\n[dim]relative error of several weights: the mean of theirs[/]")
+
+
+def _refused_line(output: Path, refused: Sequence["Verdict"]) -> str:
+    """Return the engines that cannot load the output, and the command that says why."""
+    engines = dict.fromkeys(
+        verdict.label if verdict.tp == 1 else f"{verdict.label} on {verdict.tp} GPUs" for verdict in refused
+    )
+    sizes = dict.fromkeys(verdict.tp for verdict in refused if verdict.tp > 1)
+    command = " ".join(["g4convert check", quote(str(output)), *(f"--tp {tp}" for tp in sizes)])
+    return f"not for {', '.join(engines)}: `{command}` says why"
+
+
+def _describe_method(choice: "MethodChoice") -> str:
     """Return the method and the reason for it, for `auto` by the sample that it chose by."""
-    found = choice.sample
-    if found is None:
+    sample = choice.sample
+    if sample is None:
         return f"{choice.method}: {choice.why}"
-    if not found.sampled:
+    if not sample.sampled:
         return f"{choice.method} (least squared error)"
-    read = f"{found.sampled} of {found.tensors} tensors sampled"
-    counted = f"{100 * found.share:.1f} % of its groups lie on a 4-bit grid ({read})"
+    extent = f"{sample.sampled} of {sample.tensors} tensors sampled"
+    on_grid = f"{100 * sample.share:.1f} % of its groups lie on a 4-bit grid ({extent})"
     if choice.method == "lattice":
-        return f"{choice.method} (the source's own grid): source trained for 4 bits (QAT), {counted}"
-    sign = "too few signs" if found.share >= _SOME else "no sign"
-    return f"{choice.method} (least squared error), as the source shows {sign} of QAT: {counted}"
+        return f"{choice.method} (the source's own grid): source trained for 4 bits (QAT), {on_grid}"
+    sign = "too few signs" if sample.share >= _SIGN_OF_QAT else "no sign"
+    return f"{choice.method} (least squared error), as the source shows {sign} of QAT: {on_grid}"
 
 
-def _kept(done: "Summary") -> str:
-    """Return words on the largest role that stays as it was, if it makes up much of the output."""
-    same = [row for row in done.sizes if row.after and row.before == row.after]
-    most = max(same, key=lambda row: row.after, default=None)
-    if most is None or most.after < _MUCH * done.after:
+def _describe_largest_kept(done: "Summary") -> str:
+    """Name the largest role that stays as it was, if it makes up much of the output."""
+    unchanged = [row for row in done.sizes if row.after and row.before == row.after]
+    largest = max(unchanged, key=lambda row: row.after, default=None)
+    if largest is None or largest.after < _WORTH_NAMING * done.after:
         return ""
-    return f"; {size(most.after)} of it is the {str(most.role).replace('_', ' ')}, which stays as it is"
+    return f"; {size(largest.after)} of it is the {str(largest.role).replace('_', ' ')}, which stays as it is"
 
 
-def answers(
+def describe_answers(
     done: "Summary", metrics: Mapping[str, Any] | None, costs: Sequence["MethodCost"], recipe: "Recipe"
 ) -> tuple[str, Table | None]:
     """Return a sentence on the distance of a conversion's answers from the original's, and a table of methods below it.
@@ -129,55 +149,61 @@ def answers(
         costs: costs of the method that ran, then of others.
         recipe: the recipe.
     """
-    from g4convert.cli.show_methods import conclusion, expected, measured_on, others, verdict_legend
+    from g4convert.cli.show_methods import (
+        describe_expected_loss,
+        describe_measurement,
+        describe_outlook,
+        explain_verdicts,
+        make_better_methods_table,
+    )
 
     loss = (metrics or {}).get("loss")
     if loss is not None:
-        told = f"mean KL {loss['kl_mean']:.4g} nats to the original's over {loss['tokens']:,} predictions, "
-        return f"{told}same top token {100 * loss['top1_agreement']:.1f} %", None
-    told, method = "not measured, and the error of weights does not tell how good they are", done.choice.method
+        distance = f"mean KL {loss['kl_mean']:.4g} nats to the original's over {loss['tokens']:,} predictions"
+        return f"{distance}, same top token {100 * loss['top1_agreement']:.1f} %", None
+    unknown, method = "not measured, and the error of weights does not tell how good they are", done.choice.method
     if method == "lattice":
-        return told, None
-    if (table := others(costs, str(method))) is not None:
-        drawn = conclusion(costs)
-        kl = f"KL: mean KL to the original, {measured_on(costs)}"
-        return f"{told}. {kl}. {verdict_legend()}{drawn and f'. {drawn}'}:", table
+        return unknown, None
+    if (table := make_better_methods_table(costs, str(method))) is not None:
+        kl = f"KL: mean KL to the original, {describe_measurement(costs)}"
+        sentences = (unknown, kl, explain_verdicts(), describe_outlook(costs))
+        return f"{'. '.join(filter(None, sentences))}:", table
     has_experts = any(row.role == "experts" for row in done.sizes)
-    known = expected(recipe, has_experts=has_experts)
-    return f"{told}; {known}" if known else told, None
+    expected = describe_expected_loss(recipe, has_experts=has_experts)
+    return f"{unknown}; {expected}" if expected else unknown, None
 
 
-def _scales(gained: Mapping[str, Any]) -> str:
-    """Return a sentence on the gain of training the scales."""
-    before, after = gained["kl"]["0"], gained["kl"][f"{gained['share']:g}"]
-    if not gained["share"]:
-        return f"those of gptq: training gained nothing on {gained['held_out']} samples held out (KL {before:.4f})"
-    way = "all" if gained["share"] == 1 else f"{gained['share']:g}"
-    return f"trained, {way} of the way taken: KL {before:.4f} -> {after:.4f} on {gained['held_out']} samples held out"
+def _describe_scales(training: Mapping[str, Any]) -> str:
+    """Describe the gain of training the scales."""
+    before, after = training["kl"]["0"], training["kl"][f"{training['share']:g}"]
+    samples = f"{training['held_out']} samples held out"
+    if not training["share"]:
+        return f"those of gptq: training gained nothing on {samples} (KL {before:.4f})"
+    way = "all" if training["share"] == 1 else f"{training['share']:g}"
+    return f"trained, {way} of the way taken: KL {before:.4f} -> {after:.4f} on {samples}"
 
 
-def _percent(row: "ErrorRow") -> str:
+def _format_percent(row: "ErrorRow") -> str:
     return f"{100 * row.relative_error:.2g} %"
 
 
-def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:
+def _make_errors_table(title: str, rows: Sequence["ErrorRow"]) -> Table:
     """Return a table of errors by name, with shares of groups on a lattice if there are such groups.
 
     Args:
         title: header of the names.
         rows: errors.
     """
-    found = list(rows)
     columns = [title, "relative error", "SQNR dB", "groups"]
-    lattice = any(row.stats.lattice_groups for row in found)
-    if lattice:
+    on_lattice = any(row.stats.lattice_groups for row in rows)
+    if on_lattice:
         columns += ["on a lattice", "exact"]
-    cells = []
-    for row in found:
+    lines = []
+    for row in rows:
         groups = max(row.stats.groups, 1)
         name = row.name.removeprefix("model.language_model.")
-        cell = [name, f"{row.relative_error:#.3g}", f"{row.sqnr_db:.1f}", f"{row.stats.groups:,}"]
-        if lattice:
-            cell += [f"{row.stats.lattice_groups / groups:.1%}", f"{row.stats.exact_groups / groups:.1%}"]
-        cells.append(cell)
-    return table(columns, cells, right=columns[1:])
+        line = [name, f"{row.relative_error:#.3g}", f"{row.sqnr_db:.1f}", f"{row.stats.groups:,}"]
+        if on_lattice:
+            line += [f"{row.stats.lattice_groups / groups:.1%}", f"{row.stats.exact_groups / groups:.1%}"]
+        lines.append(line)
+    return make_table(columns, lines, right=columns[1:])

@@ -53,7 +53,7 @@ def _end_stopped() -> None:
     """End after a stop that came while the first was printed, or when the command was over, and nothing is printed."""
     from g4convert.cli import stops
 
-    if not stops.told():
+    if not stops.was_error_printed():
         _end("stopped", 75)
     os._exit(75)
 
@@ -61,9 +61,9 @@ def _end_stopped() -> None:
 def _end_crashed(error: Exception) -> None:
     message, hint = f"unexpected {type(error).__name__}", ""
     try:
-        from g4convert.cli.crashes import crash
+        from g4convert.cli.crashes import record_crash
 
-        fault = crash(error)
+        fault = record_crash(error)
         message, hint = fault.message, fault.hint
     finally:  # whatever fails here, too: no memory, no modules, a recursion without end
         _end(message, 70, hint)

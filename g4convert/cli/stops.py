@@ -12,7 +12,7 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 _other_hook = sys.unraisablehook
 _asked: set[int] = set()
-_told: list[bool] = []
+_printing: list[bool] = []
 _AGAIN = 0.005
 """Seconds after which SIGALRM stops again what could not be stopped."""
 _LOCKING = {"threading", "queue", "concurrent.futures._base", "concurrent.futures.thread"}
@@ -24,11 +24,11 @@ _BLOCKED = {"wait", "join", "_wait_for_tstate_lock"}
 def listen() -> None:
     """Let SIGINT and SIGTERM raise KeyboardInterrupt; signals that the caller ignores, as nohup does, stay ignored."""
     _asked.clear()
-    _told.clear()
+    _printing.clear()
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
-    sys.unraisablehook = _dropped
+    sys.unraisablehook = _handle_unraisable
 
 
 def was_asked_to_stop() -> bool:
@@ -36,14 +36,14 @@ def was_asked_to_stop() -> bool:
     return bool(_asked)
 
 
-def tell() -> None:
+def note_printing() -> None:
     """Note that an error is about to be printed."""
-    _told.append(True)
+    _printing.append(True)
 
 
-def told() -> bool:
+def was_error_printed() -> bool:
     """Return whether an error was, or is being, printed."""
-    return bool(_told)
+    return bool(_printing)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -58,7 +58,7 @@ def _is_blocked(frame: FrameType) -> bool:
     return frame.f_code.co_name in _BLOCKED and (".acquire(" in line or ".join(" in line)
 
 
-def _dropped(dropped: "sys.UnraisableHookArgs") -> None:
+def _handle_unraisable(dropped: "sys.UnraisableHookArgs") -> None:
     """Handle an exception where none can be raised, as in a destructor: stop again, and print others as usual."""
     if dropped.exc_type is KeyboardInterrupt:
         signal.setitimer(signal.ITIMER_REAL, _AGAIN)

@@ -36,7 +36,9 @@ def check_arguments(given: Sequence[str]) -> None:
     Raises:
         UsageError: an argument has such bytes; names all such arguments.
     """
-    wrong = [printable(one) for one in given if any(0xDC80 <= ord(character) <= 0xDCFF for character in one)]
+    wrong = [
+        printable(argument) for argument in given if any(0xDC80 <= ord(character) <= 0xDCFF for character in argument)
+    ]
     if wrong:
         raise UsageError(
             "arguments that are not valid UTF-8", offenders=wrong, hint="rename the file, or link to it by another name"

@@ -12,32 +12,34 @@ from rich.text import Text
 
 from g4convert.printable import printable, printable_lines
 
-_NUMBERS = frozenset(("tensors", "params", "before", "after", "size", "bits/weight", "count", "groups"))
+_NUMBER_COLUMNS = frozenset(("tensors", "params", "before", "after", "size", "bits/weight", "count", "groups"))
 """Headers of columns of numbers, which are aligned to the right."""
-_GAP = 2
+_COLUMN_GAP = 2
 """Number of blanks between two columns."""
 _WORD = re.compile(r"""(?:-[\w-]+ (?!-))?(?:[^\s'"]|'[^']*'|"[^"]*")+""")
 """A word of a command, with its quotes, and before it the option that it is the value of."""
-_JOINED = " \\"
+_CONTINUATION = " \\"
 """End of a line that the shell joins with the next."""
-_DEEPER = 6
-_LEAST = 24
+_CONTINUATION_INDENT = 6
+_LEAST_FOLDED = 24
 """Least width at which a column of folded text is readable."""
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = _NUMBERS) -> Table:
+def make_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = _NUMBER_COLUMNS
+) -> Table:
     """Return a table of texts under headers; long cells fold, and no text is cut."""
     numbers = frozenset(right)
-    made = Table(box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
         number = column in numbers
-        made.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
-        made.add_row(*(escape(printable(cell)) for cell in row))
-    return made
+        table.add_row(*(escape(printable(cell)) for cell in row))
+    return table
 
 
-def fitted(
+def fit_to_terminal(
     columns: Sequence[str], rows: Iterable[Sequence[str]], width: int, *, spare: Iterable[str]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return columns and rows that fit the terminal, without as many spare columns as needed; the last may fold.
@@ -48,16 +50,16 @@ def fitted(
         width: width of the terminal.
         spare: headers of columns that may be left out, in this order.
     """
-    heads, left = tuple(columns), [*map(tuple, rows)]
+    headers, cells_left = tuple(columns), [*map(tuple, rows)]
     for name in spare:
-        widths = [max(map(len, cells)) for cells in zip(heads, *left, strict=True)]
-        if sum(widths[:-1]) + min(widths[-1], _LEAST) + _GAP * (len(widths) - 1) <= width:
+        widths = [max(map(len, cells)) for cells in zip(headers, *cells_left, strict=True)]
+        if sum(widths[:-1]) + min(widths[-1], _LEAST_FOLDED) + _COLUMN_GAP * (len(widths) - 1) <= width:
             break
-        heads, left = without(heads, left, (name,))
-    return heads, left
+        headers, cells_left = drop_columns(headers, cells_left, (name,))
+    return headers, cells_left
 
 
-def without(
+def drop_columns(
     columns: Sequence[str], rows: Iterable[Sequence[str]], spare: Iterable[str]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return columns and rows without the columns that have these headers."""
@@ -67,41 +69,41 @@ def without(
     return heads, left
 
 
-def facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -> Table:
+def make_facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -> Table:
     """Return a table of facts: a name and a text on each line, the text wrapped beside its name."""
-    made = Table.grid(padding=(0, 2))
-    made.add_column(no_wrap=True)
-    made.add_column(overflow="fold", style="dim" if dim else "")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", style="dim" if dim else "")
     for name, text in rows.items():
-        made.add_row(" " * indent + escape(printable(name)), escape(printable_lines(text)))
-    return made
+        table.add_row(" " * indent + escape(printable(name)), escape(printable_lines(text)))
+    return table
 
 
-def prose(out: Console, text: str, *, indent: int = 0) -> None:
+def print_prose(out: Console, text: str, *, indent: int = 0) -> None:
     """Print a sentence, with markup: wrapped at words on a terminal, one line elsewhere, where grep looks for it.
 
-    Commands are for `in_lines`, as a shell must read them when they are copied.
+    Commands are for `break_command`, as a shell must read them when they are copied.
     """
     if out.is_terminal:
-        put(out, Padding(Text.from_markup(printable_lines(text)), (0, 0, 0, indent)))
+        print_trimmed(out, Padding(Text.from_markup(printable_lines(text)), (0, 0, 0, indent)))
     else:
         out.print(" " * indent + text, soft_wrap=True)
 
 
-def in_lines(begin: str, command: str, width: int) -> str:
+def break_command(begin: str, command: str, width: int) -> str:
     """Return a command in lines that fit and that a shell joins, the first after `begin`; its words stay whole."""
     line, *words = _WORD.findall(command)
     lines, line = [], begin + line
     for word in words:
-        if len(f"{line} {word}{_JOINED}") > width:
-            lines.append(line + _JOINED)
-            line = " " * _DEEPER + word
+        if len(f"{line} {word}{_CONTINUATION}") > width:
+            lines.append(line + _CONTINUATION)
+            line = " " * _CONTINUATION_INDENT + word
         else:
             line += f" {word}"
     return "\n".join([*lines, line])
 
 
-def put(out: Console, what: RenderableType, *, width: int = 10_000) -> None:
+def print_trimmed(out: Console, what: RenderableType, *, width: int = 10_000) -> None:
     """Print at most `width` columns wide, without the trailing blanks that rich adds, which soil logs and diffs."""
     lines: list[Segment] = []
     options = out.options.update(width=min(width, out.width))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from g4convert.cli.show import console, messages
-from g4convert.cli.tables import prose
+from g4convert.cli.tables import print_prose
 from g4convert.quantities import plural
 
 if TYPE_CHECKING:
@@ -30,19 +30,19 @@ class Talk:
         self._quiet, self._mute, self._several = quiet or mute, mute, several
         self._said = 0
 
-    def loading(self, model: str) -> None:
+    def print_loading(self, model: str) -> None:
         """Print that a model is being loaded, which takes seconds to minutes."""
         if not self._quiet:
             self._messages.print(f"[dim]loading {escape(model)}[/]", soft_wrap=True)
 
-    def tuned(self, path: Path, products: int) -> None:
+    def print_tiles(self, path: Path, products: int) -> None:
         """Print that a table of tiles was written."""
         if not self._quiet:
             words = f"{path}: tiles of {plural(products, 'product')}; G4CONVERT_TILES={path} uses them again"
             self._messages.print(f"[dim]{escape(words)}[/]", soft_wrap=True)
 
     @contextmanager
-    def about(self, prompt: str) -> Iterator[None]:
+    def show_prompt(self, prompt: str) -> Iterator[None]:
         """Print a prompt, if there are several, and end the line of its answer on exit, also after an error."""
         if self._said:
             self.show("\n")
@@ -59,12 +59,12 @@ class Talk:
         if not self._mute:
             self._out.out(text, end="", highlight=False)
 
-    def measured(self, said: "Answer", device: str) -> None:
+    def print_speed(self, answer: "Answer", device: str) -> None:
         """Print the number of tokens, the device, the time to the first token, and the speed."""
         if not self._quiet:
-            speed = "" if said.tokens_per_second is None else f", then {said.tokens_per_second:.1f} tokens/s"
-            cut = "the context" if said.is_full else "--max-new-tokens"
-            end = "" if said.ended else f"; {cut} ended it"
-            tokens = f"{plural(len(said.token_ids), 'token')} on {device}"
-            words = f"{tokens}: the first after {said.prefill_seconds:.2f} s{speed}{end}"
-            prose(self._messages, f"[dim]{words}[/]")
+            speed = "" if answer.tokens_per_second is None else f", then {answer.tokens_per_second:.1f} tokens/s"
+            cut = "the context" if answer.is_full else "--max-new-tokens"
+            end = "" if answer.ended else f"; {cut} ended it"
+            tokens = f"{plural(len(answer.token_ids), 'token')} on {device}"
+            words = f"{tokens}: the first after {answer.prefill_seconds:.2f} s{speed}{end}"
+            print_prose(self._messages, f"[dim]{words}[/]")

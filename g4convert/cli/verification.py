@@ -9,7 +9,7 @@ from g4convert.checkpoint.uses import original
 from g4convert.cli import show, show_report
 from g4convert.errors import GateError, UsageError
 from g4convert.places import already_exists, check_apart
-from g4convert.progress import Progress, watch
+from g4convert.progress import Progress, open_display
 from g4convert.report import Report, Severity
 from g4convert.whole_files import check_writable, write_whole
 
@@ -53,37 +53,37 @@ class PrintOptions:
         for path in files:
             check_writable(path)
 
-    def watched(self) -> Progress:
+    def open_progress(self) -> Progress:
         """Return a display of progress on stderr; it shows nothing if quiet."""
-        return watch(show.messages(no_color=self.no_color), quiet=self.quiet)
+        return open_display(show.messages(no_color=self.no_color), quiet=self.quiet)
 
 
-def print_report(found: Report, how: PrintOptions) -> None:
+def print_report(report: Report, options: PrintOptions) -> None:
     """Print the report as text on stdout; if quiet, only a report that does not pass."""
-    if not how.quiet or found.exit_code(strict=how.strict):
-        out = show.console(no_color=how.no_color)
-        show_report.report(out, found, strict=how.strict, verbose=how.verbose)
+    if not options.quiet or report.exit_code(strict=options.strict):
+        out = show.console(no_color=options.no_color)
+        show_report.print_report(out, report, strict=options.strict, verbose=options.verbose)
 
 
-def tell_end(found: Report, how: PrintOptions, *, as_json: bool) -> None:
+def print_end(report: Report, options: PrintOptions, *, as_json: bool) -> None:
     """Print the result of the verification at the end of a conversion.
 
     Raises:
         GateError: the verification failed; the output is kept.
     """
-    if found.verdict is not Severity.PASS and not as_json:  # a warning is printed, too, with its reason
-        show_report.report(show.console(no_color=how.no_color), found, strict=False, verbose=how.verbose)
-    elif not as_json and not how.quiet:
-        show_report.verdict(show.console(no_color=how.no_color), found, strict=False)
-    if found.verdict is Severity.FAIL:
+    if report.verdict is not Severity.PASS and not as_json:  # a warning is printed, too, with its reason
+        show_report.print_report(show.console(no_color=options.no_color), report, strict=False, verbose=options.verbose)
+    elif not as_json and not options.quiet:
+        show_report.print_verdict(show.console(no_color=options.no_color), report, strict=False)
+    if report.verdict is Severity.FAIL:
         raise GateError(
-            f"{found.output}: does not verify ({', '.join(found.levels)})",
-            offenders=[] if not as_json else [one.line for one in found.of(Severity.FAIL)],
+            f"{report.output}: does not verify ({', '.join(report.levels)})",
+            offenders=[] if not as_json else [finding.line for finding in report.of(Severity.FAIL)],
             hint="the output is kept; `g4convert verify` tells more, `--verify none` does without",
         )
 
 
-def store(source: Source, asked: "Request", how: PrintOptions, *, overwrite: bool) -> dict[str, Any]:
+def store_reference(source: Source, request: "Request", options: PrintOptions, *, overwrite: bool) -> dict[str, Any]:
     """Run a model and store its answers as a reference file; a file that the same command made is kept.
 
     Returns:
@@ -93,12 +93,12 @@ def store(source: Source, asked: "Request", how: PrintOptions, *, overwrite: boo
         UsageError: the file exists and is another, or cannot be written.
         G4Error: see `verification.logits.level.store_reference`.
     """
-    path = asked.output
+    path = request.output
     if path.exists() and not path.is_file():
         raise already_exists(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a stored reference ends in .safetensors", hint=f"-o {path.name}.safetensors")
-    check_apart([path], [source.path, *([] if asked.prompts is None else [asked.prompts])])
+    check_apart([path], [source.path, *([] if request.prompts is None else [request.prompts])])
     is_kept = path.is_file() and not overwrite
     if not is_kept:
         check_writable(path)
@@ -106,11 +106,11 @@ def store(source: Source, asked: "Request", how: PrintOptions, *, overwrite: boo
     from g4convert.verification.logits.level import read_reference, store_reference  # brings torch and transformers
     from g4convert.verification.logits.scores import TopLogits
 
-    stored = read_reference(checkpoint, path, asked) if is_kept else None
+    stored = read_reference(checkpoint, path, request) if is_kept else None
     done = {} if stored is None else {"already_done": True}
     if stored is None:
-        with how.watched() as progress:
-            stored = store_reference(checkpoint, path, asked, overwrite=overwrite, progress=progress)
+        with options.open_progress() as progress:
+            stored = store_reference(checkpoint, path, request, overwrite=overwrite, progress=progress)
     predictions = sum(len(probe.targets) for probe in stored.probes)
     logits = next(iter(stored.kept.values())).logits
     counts: dict[str, int | None] = {
@@ -122,20 +122,20 @@ def store(source: Source, asked: "Request", how: PrintOptions, *, overwrite: boo
     return {"schema_version": 1, "output": str(path), "model": source.name, **counts, **stored.facts, **done}
 
 
-def write_files(found: Report, how: PrintOptions, *, say: bool) -> None:
+def write_files(report: Report, options: PrintOptions, *, say: bool) -> None:
     """Write the report as JUnit XML and as an HTML page, where such files are requested; with `say`, name them."""
     written = {}
-    if how.junit is not None:
+    if options.junit is not None:
         from g4convert.verification.page.junit import junit
 
-        write_whole(how.junit, junit(found, strict=how.strict))
-        written[how.junit] = "JUnit XML"
-    if how.html is not None:
+        write_whole(options.junit, junit(report, strict=options.strict))
+        written[options.junit] = "JUnit XML"
+    if options.html is not None:
         from g4convert.verification.page.html import page
 
-        write_whole(how.html, page(found.to_dict()))
-        written[how.html] = "HTML page"
-    if say and not how.quiet:
+        write_whole(options.html, page(report.to_dict()))
+        written[options.html] = "HTML page"
+    if say and not options.quiet:
         for path, what in written.items():
             line = f"written {path} ({what})"
-            show.console(no_color=how.no_color).print(line, markup=False, highlight=False, soft_wrap=True)
+            show.console(no_color=options.no_color).print(line, markup=False, highlight=False, soft_wrap=True)

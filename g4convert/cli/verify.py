@@ -45,15 +45,15 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     verbose: Verbose = False,
 ) -> None:
     """Find what is wrong with a quantized checkpoint, say which module, and what four bits cost."""
-    from g4convert.api.verify import verify as judge
+    from g4convert.api import verify as api
     from g4convert.checkpoint import source
     from g4convert.cli import next_steps, show, verification
 
-    out = source.resolve(output).path
-    how = verification.PrintOptions(quiet, verbose, no_color, strict, junit, html)
-    how.check_places(out, *(Path(one) for one in (reference, profile, prompts) if one is not None))
-    with how.watched() as progress:
-        found = judge(
+    directory = source.resolve(output).path
+    options = verification.PrintOptions(quiet, verbose, no_color, strict, junit, html)
+    options.check_places(directory, *(Path(path) for path in (reference, profile, prompts) if path is not None))
+    with options.open_progress() as progress:
+        report = api.verify(
             output,
             reference=reference,
             level=level,
@@ -69,10 +69,10 @@ def verify(  # noqa: PLR0913 - one parameter for each option
             progress=progress,
         )
     if as_json:
-        print_text(found.to_json())
+        print_text(report.to_json())
     else:
-        verification.print_report(found, how)
-    verification.write_files(found, how, say=not as_json)
+        verification.print_report(report, options)
+    verification.write_files(report, options, say=not as_json)
     if not as_json and not quiet:
-        next_steps.show_next(show.console(no_color=no_color), *next_steps.after_verify(found))
-    raise typer.Exit(found.exit_code(strict=strict))
+        next_steps.show_next(show.console(no_color=no_color), *next_steps.after_verify(report))
+    raise typer.Exit(report.exit_code(strict=strict))

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from g4convert.cli.panels import marked, print_option, run_option, verify_option
-from g4convert.request import DEFAULTS, MOST_SECONDS, EngineName, Level
+from g4convert.cli.panels import mark_default, print_option, run_option, verify_option
+from g4convert.request import DEFAULTS, MOST_SECONDS, Level, TestedEngine
 
 Checked = Annotated[
     str,
@@ -31,7 +31,7 @@ Profile = Annotated[
     str | None,
     verify_option(
         metavar="NAME",
-        help=f"Thresholds of level logits: {marked('profile', 'w4a16', 'qat', 'parity')}, or a YAML file.",
+        help=f"Thresholds of level logits: {mark_default('profile', 'w4a16', 'qat', 'parity')}, or a YAML file.",
     ),
 ]
 Fix = Annotated[
@@ -58,7 +58,7 @@ StoredReference = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE", help="File to write: ref.safetensors.")
 ]
 VerifyEngine = Annotated[
-    EngineName | None,
+    TestedEngine | None,
     verify_option("--engine", metavar="NAME", help="Level engine: vllm (started here) or sglang (a server that runs)."),
 ]
 EnginePython = Annotated[

@@ -13,8 +13,8 @@ from g4convert.conversion.side_files import recipe_name
 from g4convert.engines.verdicts import Verdict
 from g4convert.plain_yaml import parse
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe_files import Resolved
-from g4convert.planning.sizes import packed_as
+from g4convert.planning.recipe_files import ResolvedRecipe
+from g4convert.planning.sizes import describe_packing
 from g4convert.printable import printable, printable_lines
 from g4convert.quantities import plural
 
@@ -23,7 +23,13 @@ _MAX_CARD_BYTES = 1 << 20
 
 
 def model_card(  # noqa: PLR0913 - a conversion from its source to what became of it
-    plan: Plan, source: Source, recipe: Resolved, output_name: str, summary: Summary, *, refused: Iterable[Verdict]
+    plan: Plan,
+    source: Source,
+    recipe: ResolvedRecipe,
+    output_name: str,
+    summary: Summary,
+    *,
+    refused: Iterable[Verdict],
 ) -> str:
     """Return the README.md of an output.
 
@@ -93,7 +99,7 @@ def _origin_lines(plan: Plan, source: Source) -> Iterable[str]:
         return (f"{plan.architecture.family}, from {origin}: no weight is quantized.",)
     return (
         f"{plan.architecture.family}, quantized from {origin}:",
-        f"weights in {packed_as(plan)} (compressed-tensors, pack-quantized),",
+        f"weights in {describe_packing(plan)} (compressed-tensors, pack-quantized),",
         "activations untouched.",
     )
 

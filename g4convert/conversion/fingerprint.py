@@ -17,7 +17,7 @@ from g4convert.checkpoint.header import WeightFile
 from g4convert.checkpoint.reader import Reader
 from g4convert.errors import InputError
 from g4convert.planning.layout import Layout
-from g4convert.planning.recipe_files import Resolved
+from g4convert.planning.recipe_files import ResolvedRecipe
 from g4convert.planning.units import Unit
 
 _SAMPLE: Final = 4096
@@ -25,7 +25,7 @@ _SAMPLE: Final = 4096
 
 
 def fingerprint(
-    checkpoint: Checkpoint, reader: Reader, recipe: Resolved, method: str, units: tuple[Unit, ...]
+    checkpoint: Checkpoint, reader: Reader, recipe: ResolvedRecipe, method: str, units: tuple[Unit, ...]
 ) -> dict[str, Any]:
     """Return the facts that a run must share with the stopped run that it continues.
 
@@ -47,7 +47,7 @@ def fingerprint(
 
 
 def plan_facts(
-    checkpoint: Checkpoint, recipe: Resolved, layout: Layout, units: tuple[Unit, ...], device: str
+    checkpoint: Checkpoint, recipe: ResolvedRecipe, layout: Layout, units: tuple[Unit, ...], device: str
 ) -> dict[str, Any]:
     """Return the facts that all ranks must share; without file times, since hosts may have their own copies."""
     files = checkpoint.fingerprint()

@@ -22,12 +22,12 @@ from g4convert.conversion.staging import Staging
 from g4convert.conversion.statistics import Statistics
 from g4convert.engines.verdicts import TENSOR_PARALLEL
 from g4convert.errors import UnsupportedError, UsageError
-from g4convert.planning.config import output_config
+from g4convert.planning.config import make_output_config
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layers import layer_steps
 from g4convert.planning.layout import Layout, lay_out
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe_files import Resolved
+from g4convert.planning.recipe_files import ResolvedRecipe
 from g4convert.planning.steps import make_plan
 from g4convert.planning.units import Unit, make_units
 
@@ -48,7 +48,7 @@ class Job:
     """
 
     source: Source
-    recipe: Resolved
+    recipe: ResolvedRecipe
     output: Path
     workers: int = 0
     device: str = "cpu"
@@ -139,7 +139,7 @@ def prepare(job: Job) -> Conversion:
     layout = lay_out(plan)
     check_side_files(checkpoint)
     staging = Staging.of(job.output)
-    config, units = output_config(checkpoint.config, plan, outlook.weights), make_units(plan, layout, checkpoint)
+    config, units = make_output_config(checkpoint.config, plan, outlook.weights), make_units(plan, layout, checkpoint)
     record = planned_record(staging.target, job.recipe, job.source, checkpoint)
     ids = calibration.hash if calibration else ""
     done = not job.overwrite and is_finished(staging, record, checkpoint, config, ids)

@@ -12,7 +12,7 @@ from typing import Any
 from g4convert.engines.limits import Packing
 from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.plan import Plan
-from g4convert.planning.sizes import RoleSize, role_sizes
+from g4convert.planning.sizes import RoleSize, add_up_sizes
 from g4convert.quantization import Method, Scheme, TileStats
 
 _STATISTICS = len(fields(TileStats))
@@ -182,7 +182,7 @@ def summarize(
         roles[weight.role.value].append(rows[-1])
     return Summary(
         choice,
-        role_sizes(plan),
+        add_up_sizes(plan),
         files,
         ErrorRow.mean("all", rows),
         tuple(ErrorRow.mean(role, alike) for role, alike in roles.items()),

@@ -4,7 +4,6 @@ Quantized and moved bytes are compared with the unit's checksum, copied bytes wi
 done again. The check is needed because anything may have changed OUT.partial since the bytes were written.
 """
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +17,7 @@ from g4convert.conversion.journal import Done
 from g4convert.errors import InputError
 from g4convert.planning.layout import Layout
 from g4convert.planning.units import CopyTask, MoveTask, QuantizeTask, Unit
+from g4convert.run_options import usable_cores
 
 _BLOCK: Final = 4 << 20
 
@@ -51,7 +51,7 @@ def intact_units(
     }
     with (
         Reader(directory, (shard.file for shard in layout.shards)) as written,
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+        ThreadPoolExecutor(usable_cores()) as pool,
     ):
         check = partial(_is_intact, source=source, written=written)
         intact = pool.map(check, (units[number] for number in matching), matching.values())

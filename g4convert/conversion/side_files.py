@@ -26,7 +26,7 @@ from g4convert.conversion.writer import copy_file, write_file
 from g4convert.errors import InputError
 from g4convert.planning.layout import Layout
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe_files import Resolved
+from g4convert.planning.recipe_files import ResolvedRecipe
 
 _WRITTEN = ("config.json", "model.safetensors.index.json", RECORD, README)
 """Names of the files that every output has beside its shards and side files."""
@@ -66,17 +66,17 @@ def json_bytes(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def recipe_name(recipe: Resolved) -> str:
+def recipe_name(recipe: ResolvedRecipe) -> str:
     """Return the recipe's name, or its file's name without the directory, which is private to this machine."""
     return recipe.name.rpartition("/")[2]
 
 
-def recipe_entry(recipe: Resolved) -> dict[str, Any]:
+def recipe_entry(recipe: ResolvedRecipe) -> dict[str, Any]:
     """Return the `recipe` entry of g4convert.json."""
     return {"name": recipe_name(recipe), **recipe.settings()}
 
 
-def source_and_recipe(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+def source_and_recipe(recipe: ResolvedRecipe, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the `source` and `recipe` entries of g4convert.json."""
     files = {
         name: {key: value for key, value in stamp.items() if key != "mtime_ns"}
@@ -88,7 +88,7 @@ def source_and_recipe(recipe: Resolved, source: Source, checkpoint: Checkpoint) 
     }
 
 
-def planned_record(directory: Path, recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+def planned_record(directory: Path, recipe: ResolvedRecipe, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return version, `source` and `recipe` entries, as the g4convert.json of an output would have them.
 
     A source that was trained further in its place has equal names and sizes. So the source's sample is there, too, if
@@ -103,7 +103,7 @@ def planned_record(directory: Path, recipe: Resolved, source: Source, checkpoint
 
 
 def make_record(  # noqa: PLR0913, PLR0917 - it tells of all of them
-    recipe: Resolved,
+    recipe: ResolvedRecipe,
     source: Source,
     checkpoint: Checkpoint,
     plan: Plan,

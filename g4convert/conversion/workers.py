@@ -5,7 +5,7 @@ from functools import partial
 
 from g4convert.planning.sizes import default_workers
 from g4convert.quantization import Tiles
-from g4convert.request import checked_device
+from g4convert.run_options import check_device
 
 
 def workers_for(device: str, workers: int) -> list[Callable[[], Tiles]]:
@@ -23,7 +23,7 @@ def workers_for(device: str, workers: int) -> list[Callable[[], Tiles]]:
         from g4convert.quantization.tiles import CpuTiles
 
         return [CpuTiles] * (workers or default_workers())
-    checked_device(device)
+    check_device(device)
     import torch
 
     from g4convert.devices import torch_device

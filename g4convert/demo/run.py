@@ -30,7 +30,7 @@ from g4convert.conversion.result import Summary
 from g4convert.conversion.run import convert
 from g4convert.demo import make
 from g4convert.demo.comparison import LogitsDifference, compare
-from g4convert.demo.trained import TRAINED, trained
+from g4convert.demo.trained import TRAINED, find_trained
 from g4convert.errors import GateError, UsageError
 from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load as loaded
@@ -103,7 +103,7 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
         made = Path(name)
         if family in TRAINED:
             say(f"copying a tiny {family} checkpoint that has learned something: {source}")
-            shutil.copytree(trained(family), made / source.name, copy_function=shutil.copyfile)
+            shutil.copytree(find_trained(family), made / source.name, copy_function=shutil.copyfile)
         else:
             say(f"making a tiny {family} checkpoint: {source}")
             make(family, made / source.name)
@@ -116,10 +116,10 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
     outlook = conversion.outlook.with_remedies()
     report = PlanReport.of(Source.at(source), recipe, conversion.plan, conversion.layout, outlook)
     say("loading the result in transformers, packed and dequantized")
-    return Demonstration(source, output, report, summary, _compare(source, output), family in TRAINED)
+    return Demonstration(source, output, report, summary, _compare_answers(source, output), family in TRAINED)
 
 
-def _compare(source: Path, output: Path) -> tuple[ProbeComparison, ...]:
+def _compare_answers(source: Path, output: Path) -> tuple[ProbeComparison, ...]:
     """Both differences for every kind of probe that the model takes.
 
     Raises:
@@ -130,7 +130,7 @@ def _compare(source: Path, output: Path) -> tuple[ProbeComparison, ...]:
     comparisons = []
     for kind in dict.fromkeys(probe.bucket for probe in probes):
         asked = [probe for probe in probes if probe.bucket == kind]
-        plain, wanted, packed = (_logits(model, asked) for model in (original, expected, found))
+        plain, wanted, packed = (_run_probes(model, asked) for model in (original, expected, found))
         comparisons.append(ProbeComparison(kind, compare(wanted, packed), compare(plain, wanted)))
     wrong = [f"{c.prompt}: {c.read_back.relative:.1e}" for c in comparisons if not c.read_back.relative <= PARITY]
     if wrong:
@@ -138,7 +138,7 @@ def _compare(source: Path, output: Path) -> tuple[ProbeComparison, ...]:
     return tuple(comparisons)
 
 
-def _logits(model: Model, probes: Sequence[Probe]) -> torch.Tensor:
+def _run_probes(model: Model, probes: Sequence[Probe]) -> torch.Tensor:
     """Logits of all rows that count, float32 [n, V]."""
     candidate = ModelCandidate(model, inside=False)
     with quiet_transformers():  # packed modules are unpacked in the first forward
@@ -157,7 +157,7 @@ def make_room(directory: Path, names: tuple[str, ...]) -> None:
     _refuse_checkpoint(directory)
     make_directory(directory)
     known = _read_record(directory)
-    there = {name: digest for name in names for name, digest in _hashes(directory, name).items()}
+    there = {name: digest for name in names for name, digest in _hash_files(directory, name).items()}
     strange = [name for name, digest in there.items() if known.get(name) != digest]
     if strange:
         raise UsageError(
@@ -188,13 +188,13 @@ def move_into_place(directory: Path, made: Path, names: tuple[str, ...]) -> None
     """Move what was made, and record that it was."""
     record = dict(_read_record(directory))
     for name in names:
-        record |= _hashes(made, name)
+        record |= _hash_files(made, name)
     (directory / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for name in names:
         (made / name).rename(directory / name)
 
 
-def _hashes(directory: Path, name: str) -> dict[str, str]:
+def _hash_files(directory: Path, name: str) -> dict[str, str]:
     """SHA-256 of every file at or below `name`, by path; a link or an empty directory is a file no demo made."""
     path = directory / name
     if path.is_symlink() or not path.is_dir():

@@ -43,8 +43,6 @@ from typing import Final
 
 from g4convert.engines.reason import Reason
 
-TORN: Final = ", not a multiple of "
-"""Words before the group size where a GPU would hold a fraction of a group."""
 _MARLIN_GROUPS: Final = {None, 32, 64, 128}
 _MACHETE_GROUPS: Final = {None, 64, 128}
 _TRITON_GROUPS: Final = {256}
@@ -242,7 +240,7 @@ def _torn(k: int, full_k: int, g: int | None) -> NoKernel | None:
     if g is None or k % g == 0:
         return None
     share = f" / {full_k // k} = {k}" if k != full_k else ""
-    return NoKernel(Reason(f"{full_k} inputs", share=share, rest=f"{TORN}{g}"))
+    return NoKernel(Reason(f"{full_k} inputs", share=share, rest=f", not a multiple of {g}", group=g))
 
 
 def _marlin_padding(n: int, k: int, g: int | None) -> str:

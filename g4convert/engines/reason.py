@@ -12,12 +12,14 @@ class Reason:
         share: part that depends on the number of GPUs, such as ` / 4 = 176`.
         source: place in the engine's source, such as `models/gemma4.py:325`.
         rest: last part of the sentence.
+        group: the group size, if a GPU would hold a fraction of a group.
     """
 
     text: str = ""
     share: str = ""
     source: str = ""
     rest: str = ""
+    group: int | None = None
 
     def __str__(self) -> str:
         """Return the whole sentence."""

@@ -31,7 +31,7 @@ from g4convert.forward.models import Model, replaced_layers
 from g4convert.gemma4 import Role, Weight
 from g4convert.planning.rules import PackRole
 
-_Place: TypeAlias = tuple[Any, str, torch.nn.Module | torch.nn.Parameter]
+_Replacement: TypeAlias = tuple[Any, str, torch.nn.Module | torch.nn.Parameter]
 """A module, an attribute's name, and the value to set."""
 _TABLES: Final = frozenset({PackRole.EMBEDDING, PackRole.PLE_EMBEDDING})
 _SKIPPED: Final = 1
@@ -57,7 +57,7 @@ class _Recorded(torch.nn.Module):
         return self._states
 
 
-class _Noting(torch.nn.Module):
+class _Recording(torch.nn.Module):
     """Wrapper of a layer that runs it and records its output and shared keys and values."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
@@ -126,9 +126,9 @@ class Bench:
             InputError: the last states are NaN or infinite.
         """
         given = torch.from_numpy(ids.astype(np.int64)).to(device_of(model))
-        noting = [_Noting(layer) for layer in model.get_decoder().layers]
+        noting = [_Recording(layer) for layer in model.get_decoder().layers]
         with replaced_layers(model, noting):
-            states = _run(model, given)
+            states = _run_decoder(model, given)
         if not bool(states.isfinite().all()):
             hint = "the checkpoint is damaged, or its numbers are too large for this dtype: --dtype float32"
             raise InputError("the model as it is gives states that are NaN or infinite", hint=hint)
@@ -149,78 +149,84 @@ class Bench:
         body = [(part, form) for part, form in changes if part.role is not PackRole.LM_HEAD]
         with ExitStack() as stack:
             for part, form in body:
-                stack.enter_context(self._changed(part, form))
-            states = self._states(min((part.unit.layer or 0 for part, _ in body), default=len(self.layers)))
-        head = [self._head_rows(part.weights[0], form) for part, form in changes if part.role is PackRole.LM_HEAD]
+                stack.enter_context(self._replace_weights(part, form))
+            states = self._run_from(min((part.unit.layer or 0 for part, _ in body), default=len(self.layers)))
+        head = [self._round_head_rows(part.weights[0], form) for part, form in changes if part.role is PackRole.LM_HEAD]
         kl = self.original.kl(states, head[0] if head else None)
         found: F64 = kl.view(len(self.ids), -1).mean(-1).numpy()
         return found
 
-    def _states(self, first: int) -> torch.Tensor:
+    def _run_from(self, first: int) -> torch.Tensor:
         """Return the head's input [p, h]; layers before `first` replay their recorded output."""
         if first == len(self.layers):
             return self.states
         own = self.model.get_decoder().layers
         with replaced_layers(self.model, [*self.layers[:first], *own[first:]]):
-            return _run(self.model, self.ids)
+            return _run_decoder(self.model, self.ids)
 
     @contextmanager
-    def _changed(self, part: Part, form: Packing) -> Iterator[None]:
+    def _replace_weights(self, part: Part, form: Packing) -> Iterator[None]:
         """Give the model the rounded weights of a part; restore the original weights on exit."""
-        put = self._table if part.role in _TABLES else self._experts if part.role is PackRole.EXPERTS else self._linear
+        put = (
+            self._round_table
+            if part.role in _TABLES
+            else self._round_experts
+            if part.role is PackRole.EXPERTS
+            else self._round_linears
+        )
         with ExitStack() as stack:
             for owner, name, value in put(part, form):
                 stack.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, value)
             yield
 
-    def _table(self, part: Part, form: Packing) -> Iterator[_Place]:
+    def _round_table(self, part: Part, form: Packing) -> Iterator[_Replacement]:
         """Yield the small rounded table that replaces an embedding."""
         decoder, weight = self.model.get_decoder(), part.weights[0]
         name = weight.module.last
         own, ids = getattr(decoder, name), torch.unique(self.ids)
-        rows = self.rounder.rounded(weight, own.weight[ids.to(own.weight.device)], form)
+        rows = self.rounder.round_weight(weight, own.weight[ids.to(own.weight.device)], form)
         yield decoder, name, _Table(ids, rows * own.embed_scale.to(rows.dtype))
 
-    def _linear(self, part: Part, form: Packing) -> Iterator[_Place]:
+    def _round_linears(self, part: Part, form: Packing) -> Iterator[_Replacement]:
         """Yield the rounded weights of Linears; key and value weights that no layer reads are not in the model."""
         for weight in part.weights:
             if weight.role is not Role.KV_SHARED:
                 path = weight.module.last if part.unit.layer is None else weight.module.in_layer
-                owner = self._layer(weight).get_submodule(path)
-                yield owner, "weight", _parameter(self.rounder.rounded(weight, owner.weight, form))
+                owner = self._find_layer(weight).get_submodule(path)
+                yield owner, "weight", _make_parameter(self.rounder.round_weight(weight, owner.weight, form))
 
-    def _experts(self, part: Part, form: Packing) -> Iterator[_Place]:
+    def _round_experts(self, part: Part, form: Packing) -> Iterator[_Replacement]:
         """Yield a layer's two rounded expert tensors: [e, 2i, h] with gate rows first, and [e, h, i]."""
-        owner = self._layer(part.weights[0]).experts
+        owner = self._find_layer(part.weights[0]).experts
         found = {name: getattr(owner, name).detach().clone() for name in ("gate_up_proj", "down_proj")}
         for weight in part.weights:
             module = weight.module
             whole = found["down_proj" if module.projection == "down_proj" else "gate_up_proj"][module.expert]
             n, is_up = weight.shape[0], module.projection == "up_proj"
             rows = whole[n:] if is_up else whole[:n]
-            rows.copy_(self.rounder.rounded(weight, rows, form))
+            rows.copy_(self.rounder.round_weight(weight, rows, form))
         for name, value in found.items():
-            yield owner, name, _parameter(value)
+            yield owner, name, _make_parameter(value)
 
-    def _layer(self, weight: Weight) -> Model:
+    def _find_layer(self, weight: Weight) -> Model:
         """Return the layer that holds a weight, or the decoder for a weight outside the layers."""
         decoder, number = self.model.get_decoder(), weight.module.decoder_layer
         return decoder if number is None else decoder.layers[number]
 
-    def _head_rows(self, weight: Weight, form: Packing) -> torch.Tensor:
+    def _round_head_rows(self, weight: Weight, form: Packing) -> torch.Tensor:
         """Round the head's rows of the compared tokens, [p, m, h]."""
         matrix = Head.of(self.model).matrix
         ids, places = torch.unique(self.original.ids, return_inverse=True)
-        rows = self.rounder.rounded(weight, matrix[ids.to(matrix.device)], form)
+        rows = self.rounder.round_weight(weight, matrix[ids.to(matrix.device)], form)
         return rows[places.to(rows.device)]
 
 
-def _parameter(value: torch.Tensor) -> torch.nn.Parameter:
+def _make_parameter(value: torch.Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(value, requires_grad=False)
 
 
-def _run(model: Model, ids: torch.Tensor) -> torch.Tensor:
+def _run_decoder(model: Model, ids: torch.Tensor) -> torch.Tensor:
     """Run the decoder and return the head's input at the judged positions, [p, h]."""
     states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     judged: torch.Tensor = states[:, _SKIPPED:].flatten(0, 1).contiguous()

@@ -25,7 +25,7 @@ def parse_choices(texts: Iterable[str]) -> tuple[Form, ...]:
     Raises:
         UsageError: bits other than 4, 8 and 16, or groups other than 32, 64, 128 and channel; names every wrong value.
     """
-    found = {text: _parsed(text) for text in texts}
+    found = {text: _parse_choice(text) for text in texts}
     expected = "expected 4:N or 8:N, with N one of 32, 64, 128 and channel; or 16"
     wrong = [f"{text}: {expected}" for text in found if text != str(KEPT_BITS) and not _CHOICE.fullmatch(text)]
     if wrong:
@@ -37,12 +37,12 @@ def parse_choices(texts: Iterable[str]) -> tuple[Form, ...]:
     return tuple(dict.fromkeys(found.values()))
 
 
-def label_of(form: Form) -> str:
+def label_form(form: Form) -> str:
     """Return the label of a packing: `int4 g32`, `kept`."""
     return KEPT if form is None else form.label
 
 
-def _parsed(text: str) -> Form:
+def _parse_choice(text: str) -> Form:
     """Parse one value; None if it keeps the weight or is no packing."""
     match = _CHOICE.fullmatch(text)
     if match is None:

@@ -12,20 +12,20 @@ from typing import Final
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import GateError, InputError, UsageError
-from g4convert.fitting.parts import parts_of
-from g4convert.fitting.problem import Assignment, Problem, Solved
+from g4convert.fitting.parts import find_parts
+from g4convert.fitting.problem import Assignment, Problem, SolvedProblem
 from g4convert.fitting.sensitivities import Measure
-from g4convert.fitting.target import Loss, Target, budget
+from g4convert.fitting.target import Loss, Target, check_budget
 from g4convert.planning.layout import lay_out
 from g4convert.planning.recipe import RecipeMethod
-from g4convert.planning.recipe_files import load, shipped
+from g4convert.planning.recipe_files import load, load_shipped
 from g4convert.planning.steps import make_plan
 from g4convert.quantities import size
 
-_TRIES: Final = 12
-_GUESSES: Final = 4
+_MAX_TRIES: Final = 12
+_MAX_GUESSES: Final = 4
 """Tries whose place is guessed from the try before; later tries bisect."""
-_NEAR: Final = 0.95
+_CLOSE_ENOUGH: Final = 0.95
 """Share of the allowed loss at which the search stops: the choice is close enough."""
 
 
@@ -59,7 +59,7 @@ class Point:
 
 
 def choose_for(
-    target: Target, solved: Solved, measure: Measure, shipped_ones: Iterable[Point] = ()
+    target: Target, solved: SolvedProblem, measure: Measure, shipped_ones: Iterable[Point] = ()
 ) -> tuple[Point, ...]:
     """Measure choices for a target and return them, the choice to take last.
 
@@ -74,35 +74,35 @@ def choose_for(
     Raises:
         GateError: no choice that packs anything is within the allowed loss.
     """
-    others = [*_choosable(shipped_ones, solved)]
+    others = [*_select_choosable(shipped_ones, solved)]
     if isinstance(target, Loss):
-        *tries, last = _within_loss(target, solved, measure)
-        simple = sorted(_simple(last.nbytes, solved, measure, others), key=lambda one: -one.nbytes)
+        *tries, last = _search_within_loss(target, solved, measure)
+        simple = sorted(_measure_simple(last.nbytes, solved, measure, others), key=lambda one: -one.nbytes)
         smaller = [one for one in simple if one.nbytes < last.nbytes and one.measured <= target.kl]
         taken = min(smaller, key=lambda one: (one.nbytes, one.measured), default=last)
-        return _ending(taken, [*tries, *simple, last], others)
-    nbytes = budget(target, solved.problem)
-    best = _tried("best predicted", solved.within(nbytes), solved, measure)
-    tried = sorted(_simple(nbytes, solved, measure, others), key=lambda one: -one.measured)
+        return _put_last(taken, [*tries, *simple, last], others)
+    nbytes = check_budget(target, solved.problem)
+    best = _measure_point("best predicted", solved.within(nbytes), solved, measure)
+    tried = sorted(_measure_simple(nbytes, solved, measure, others), key=lambda one: -one.measured)
     taken = best if not tried or best.is_better(tried[-1]) else tried[-1]
-    return _ending(taken, [*tried, best] if taken is best else [best, *tried], others)
+    return _put_last(taken, [*tried, best] if taken is best else [best, *tried], others)
 
 
-def _ending(taken: Point, tried: Iterable[Point], others: Sequence[Point]) -> tuple[Point, ...]:
+def _put_last(taken: Point, tried: Iterable[Point], others: Sequence[Point]) -> tuple[Point, ...]:
     """Return the points that were tried, without other ones, and the one to take last."""
     return (*(one for one in tried if one is not taken and one not in others), taken)
 
 
-def _simple(nbytes: int, solved: Solved, measure: Measure, others: Iterable[Point]) -> Iterator[Point]:
+def _measure_simple(nbytes: int, solved: SolvedProblem, measure: Measure, others: Iterable[Point]) -> Iterator[Point]:
     """Yield each packing on all parts at once, measured, and others that pack otherwise, if within `nbytes`."""
-    uniform = [*solved.problem.uniform()]
+    uniform = [*solved.problem.assign_uniformly()]
     for name, one in uniform:
         if solved.problem.nbytes(one) <= nbytes:
-            yield _tried(name, one, solved, measure)
+            yield _measure_point(name, one, solved, measure)
     yield from (one for one in others if one.nbytes <= nbytes and one.assignment not in [form for _, form in uniform])
 
 
-def _choosable(points: Iterable[Point], solved: Solved) -> Iterator[Point]:
+def _select_choosable(points: Iterable[Point], solved: SolvedProblem) -> Iterator[Point]:
     """Yield the points that are choices of the problem, with the sum of single changes."""
     parts = {part.name: part for part in solved.problem.parts}
     for one in points:
@@ -111,7 +111,7 @@ def _choosable(points: Iterable[Point], solved: Solved) -> Iterator[Point]:
             yield replace(one, predicted=solved.loss_of(one.assignment))
 
 
-def _within_loss(target: Loss, solved: Solved, measure: Measure) -> tuple[Point, ...]:
+def _search_within_loss(target: Loss, solved: SolvedProblem, measure: Measure) -> tuple[Point, ...]:
     """Search the frontier for its smallest choice whose measured loss is within the target.
 
     The ratio of measured to predicted loss in one try places the next; after `_GUESSES` tries the search bisects.
@@ -119,15 +119,15 @@ def _within_loss(target: Loss, solved: Solved, measure: Measure) -> tuple[Point,
     losses = solved.losses
     tried: dict[int, Point] = {}
     low, high, off = -1, len(losses), 1.0
-    while high - low > 1 and len(tried) < _TRIES:
+    while high - low > 1 and len(tried) < _MAX_TRIES:
         wanted = next((place for place, loss in enumerate(losses) if loss * off <= target.kl), len(losses) - 1)
-        place = min(max(wanted, low + 1), high - 1) if len(tried) < _GUESSES else (low + high) // 2
-        one = tried[place] = _tried(f"try {len(tried) + 1}", solved.corner(place), solved, measure)
+        place = min(max(wanted, low + 1), high - 1) if len(tried) < _MAX_GUESSES else (low + high) // 2
+        one = tried[place] = _measure_point(f"try {len(tried) + 1}", solved.corner(place), solved, measure)
         if one.measured > target.kl:
             low = place
         else:
             high = place
-            if one.measured >= _NEAR * target.kl:
+            if one.measured >= _CLOSE_ENOUGH * target.kl:
                 break
         off = one.measured / one.predicted if one.predicted else off
     if high == len(losses) or not _is_packed(solved.problem, tried[high]):
@@ -143,13 +143,13 @@ def _is_packed(problem: Problem, one: Point) -> bool:
     return any(one.assignment[part.name] is not None for part in problem.free)
 
 
-def _tried(name: str, chosen: Assignment, solved: Solved, measure: Measure) -> Point:
+def _measure_point(name: str, chosen: Assignment, solved: SolvedProblem, measure: Measure) -> Point:
     problem = solved.problem
     losses = measure.losses((part, chosen[part.name]) for part in problem.parts)
     return Point(name, problem.nbytes(chosen), tuple(losses.tolist()), solved.loss_of(chosen), chosen)
 
 
-def presets(problem: Problem, checkpoint: Checkpoint, measure: Measure) -> Iterator[Point]:
+def measure_presets(problem: Problem, checkpoint: Checkpoint, measure: Measure) -> Iterator[Point]:
     """Measure and yield the shipped recipes that fit the model, each assignment once, rounded by the fit's method.
 
     Args:
@@ -159,14 +159,14 @@ def presets(problem: Problem, checkpoint: Checkpoint, measure: Measure) -> Itera
     """
     own, seen = problem.plan.recipe, []
     fixed = {"layout": own.layout, "kv_shared": own.kv_shared}
-    for name, recipe in shipped().items():
+    for name, recipe in load_shipped().items():
         if recipe.method is not RecipeMethod.AUTO or recipe.layout != "full":
             continue
         try:
             plan = make_plan(checkpoint, load(name, fixed).recipe)
         except (UsageError, InputError):  # a role that the model lacks, or groups that do not divide its rows
             continue
-        parts = parts_of(plan)
+        parts = find_parts(plan)
         assignment = {part.name: part.base for part in parts}
         if assignment not in seen:
             seen.append(assignment)

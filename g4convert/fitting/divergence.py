@@ -51,10 +51,10 @@ class Divergence:
         """
         weight, made, page = head.matrix, HeadLogits(head, states), Page()
         generator = torch.Generator().manual_seed(_SEED)
-        found = [_drawn(made.rows(*piece, page)[0], generator) for piece in pieces(len(made), made.width)]
+        found = [_draw_tokens(made.rows(*piece, page)[0], generator) for piece in pieces(len(made), made.width)]
         ids, shares = (torch.cat(parts) for parts in zip(*found, strict=True))
         rows = weight[ids.to(weight.device)]
-        return cls(ids, shares, rows, _logits(rows, states, head.cap), head.cap)
+        return cls(ids, shares, rows, _compute_logits(rows, states, head.cap), head.cap)
 
     def kl(self, states: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Return the KL to the original at each position, in nats, float64 [p].
@@ -63,14 +63,14 @@ class Divergence:
             states: input of the head in the changed model, [p, h].
             rows: rows of the changed head, [p, m, h]; None uses the original's.
         """
-        change = (_logits(self.rows if rows is None else rows, states, self.cap) - self.logits).double()
+        change = (_compute_logits(self.rows if rows is None else rows, states, self.cap) - self.logits).double()
         centred = change - (self.shares * change).sum(-1, keepdim=True)
         small = (self.shares * torch.expm1(centred.clamp(-1, 1))).sum(-1).log1p()  # exact for a KL near 0
         large = torch.logsumexp(self.shares.log() + centred, -1)
         return torch.where(centred.abs().amax(-1) < 1, small, large).clamp(min=0)
 
 
-def _drawn(logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw_tokens(logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Return tokens and shares, [r, m], drawn by logits, float32 [r, V]; a small vocabulary is taken whole."""
     chances = logits.softmax(-1)
     if chances.shape[-1] <= _LIKELIEST + _DRAWN:
@@ -83,7 +83,7 @@ def _drawn(logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tens
     return torch.cat([best.indices, drawn], -1), shares / shares.sum(-1, keepdim=True)
 
 
-def _logits(rows: torch.Tensor, states: torch.Tensor, cap: float | None) -> torch.Tensor:
+def _compute_logits(rows: torch.Tensor, states: torch.Tensor, cap: float | None) -> torch.Tensor:
     """Return the logits after the softcap, float32 [p, m]."""
     raw = torch.bmm(rows, states.to(rows.dtype)[:, :, None])[:, :, 0].float()
     return (raw if cap is None else torch.tanh(raw / cap) * cap).cpu()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from g4convert.array_types import F64, I8
 
-_MOST: Final = 1 << 18
+_MAX_STEPS: Final = 1 << 18
 """Most steps between the smallest and the largest size."""
 
 
@@ -73,7 +73,7 @@ class Frontier:
     @classmethod
     def of(cls, items: Sequence[Decision]) -> "Frontier":
         """Solve the knapsack for all sizes."""
-        step = _step(items)
+        step = _choose_step(items)
         extra = [[-(-(option.nbytes - item.least) // step) for option in item.options] for item in items]
         steps = sum(max(one) for one in extra)
         best, picks = np.zeros(steps + 1), np.zeros((len(items), steps + 1), np.int8)
@@ -100,11 +100,11 @@ class Frontier:
         if nbytes < self.smallest:
             raise ValueError(f"{nbytes} bytes are less than the {self.smallest} of the smallest choice")
         steps = min((nbytes - self.smallest) // self.step, len(self.best) - 1)
-        return self._traced(self._first(self.best[steps]))
+        return self._trace(self._fewest_steps(self.best[steps]))
 
     def corner(self, place: int) -> tuple[int, ...]:
         """Return choice number `place` of those that no other beats, counted from the smallest."""
-        return self._traced(int(self.corners[place]))
+        return self._trace(int(self.corners[place]))
 
     def nbytes(self, choice: Sequence[int]) -> int:
         """Return the bytes of a choice."""
@@ -114,11 +114,11 @@ class Frontier:
         """Return the summed loss of a choice."""
         return sum(item.options[place].loss for item, place in zip(self.items, choice, strict=True))
 
-    def _first(self, loss: float) -> int:
+    def _fewest_steps(self, loss: float) -> int:
         """Return the fewest steps whose best loss is at most `loss`."""
         return int(np.searchsorted(-self.best, -loss))
 
-    def _traced(self, steps: int) -> tuple[int, ...]:
+    def _trace(self, steps: int) -> tuple[int, ...]:
         """Return the choice behind `best[steps]`: walk `picks` from the last item to the first."""
         found = []
         for number in range(len(self.items) - 1, -1, -1):
@@ -128,8 +128,8 @@ class Frontier:
         return tuple(reversed(found))
 
 
-def _step(items: Sequence[Decision]) -> int:
+def _choose_step(items: Sequence[Decision]) -> int:
     """Return the bytes of a step: the exact step, or a larger one if that makes more than `_MOST` steps."""
     exact = gcd(*(option.nbytes - item.least for item in items for option in item.options)) or 1
     whole = sum(item.most - item.least for item in items)
-    return max(exact, -(-whole // _MOST))
+    return max(exact, -(-whole // _MAX_STEPS))

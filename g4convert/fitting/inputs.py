@@ -18,11 +18,11 @@ from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Basis, LossUnit
 from g4convert.quantities import plural
 
-_SAMPLES: Final = 8
+_DEFAULT_SAMPLES: Final = 8
 """Rows to run unless told."""
 _FEWEST_OTHERS: Final = 2
 """Fewest other rows for whole choices: one has no standard error."""
-_LENGTH: Final = 64
+_DEFAULT_LENGTH: Final = 64
 """Tokens of each unless told."""
 
 
@@ -67,8 +67,8 @@ class Inputs:
             InputError: the file is of another model, or lacks needed statistics.
         """
         tokens = Tokens.load(path, problem.plan.architecture.text.vocab_size, checkpoint)
-        chosen, others, length = rows_to_run(tokens, samples, length, path)
-        statistics = _statistics(path, problem, unit, checkpoint)
+        chosen, others, length = choose_rows(tokens, samples, length, path)
+        statistics = _read_needed_statistics(path, problem, unit, checkpoint)
         return cls(tokens.ids[chosen, :length], tokens.ids[others, :length], tokens.hash, statistics)
 
     def basis(self, checkpoint: Checkpoint, rounder: Rounder, unit: LossUnit, dtype: str) -> Basis:
@@ -87,7 +87,7 @@ class Inputs:
         )
 
 
-def rows_to_run(
+def choose_rows(
     tokens: Tokens, samples: int | None, length: int | None, path: Path
 ) -> tuple[list[int], list[int], int]:
     """Return the rows for single changes, the rows for whole choices, and how many tokens of each row to run.
@@ -108,8 +108,8 @@ def rows_to_run(
     words = [row for row in range(tokens.samples) if row not in tokens.pictured]
     rows = [row for row in words if row not in tokens.judges]
     most = min(len(rows), len(words) // 2, len(words) - _FEWEST_OTHERS)
-    samples = min(_SAMPLES, most) if samples is None else samples
-    length = min(_LENGTH, tokens.length) if length is None else length
+    samples = min(_DEFAULT_SAMPLES, most) if samples is None else samples
+    length = min(_DEFAULT_LENGTH, tokens.length) if length is None else length
     if not (1 <= samples <= most and 2 <= length <= tokens.length):
         fits = f"--rows {min(max(1, samples), most)} --tokens {min(max(2, length), tokens.length)}, or "
         raise UsageError(
@@ -117,17 +117,17 @@ def rows_to_run(
             f"{plural(tokens.length, 'token')}, and as many, at least {_FEWEST_OTHERS}, must be left for whole choices",
             hint=f"{fits if most >= 1 else ''}more and longer rows: `g4convert calibrate --samples N --length N`",
         )
-    chosen = _evenly(rows, samples)
-    return chosen, _evenly([row for row in words if row not in chosen], max(samples, _FEWEST_OTHERS)), length
+    chosen = _spread_evenly(rows, samples)
+    return chosen, _spread_evenly([row for row in words if row not in chosen], max(samples, _FEWEST_OTHERS)), length
 
 
-def _evenly(rows: Sequence[int], count: int) -> list[int]:
+def _spread_evenly(rows: Sequence[int], count: int) -> list[int]:
     """Return `count` of the rows, spread evenly, or all rows if there are fewer."""
     count = min(count, len(rows))
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
-def _statistics(path: Path, problem: Problem, unit: LossUnit, checkpoint: Checkpoint) -> Statistics | None:
+def _read_needed_statistics(path: Path, problem: Problem, unit: LossUnit, checkpoint: Checkpoint) -> Statistics | None:
     """Read the statistics if the method or the unit needs them; for KL, `gptq` does without if the file has none."""
     recipe = problem.plan.recipe
     without = not recipe.is_calibrated or (recipe.is_layered and CalibrationFile.load(path).statistics is None)

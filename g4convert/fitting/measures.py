@@ -20,17 +20,17 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import is_roomy, torch_device
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.fitting.bench import Bench
-from g4convert.fitting.choices import label_of
+from g4convert.fitting.choices import label_form
 from g4convert.fitting.inputs import Inputs
 from g4convert.fitting.outputs import OutputErrors
 from g4convert.fitting.problem import Losses, Problem
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import LossUnit, Measure, Sensitivities
-from g4convert.fitting.standing import Standing, scaled
+from g4convert.fitting.standing import StandIn, scale_losses
 from g4convert.fitting.target import Loss, Target
 from g4convert.forward.load import DTYPES, DTypeName, load
 from g4convert.quantities import size
-from g4convert.request import MemoryUse
+from g4convert.run_options import MemoryUse
 
 if TYPE_CHECKING:
     from g4convert.fitting.parts import Part
@@ -66,18 +66,18 @@ class Measures:
         share = rounder.share
         if known.basis.unit is LossUnit.OUTPUT_ERROR:
             both = OutputErrors(checkpoint, rounder, given.ids, known.losses)
-            return cls(both, both if share == 1 else Standing(both, share), LossUnit.OUTPUT_ERROR, share)
+            return cls(both, both if share == 1 else StandIn(both, share), LossUnit.OUTPUT_ERROR, share)
         model = load(checkpoint, dtype=dtype, device=torch_device(device), decoder_only=True)
         single, whole = (Bench.of(model, ids, rounder) for ids in (given.ids, given.held_out))
-        return cls(single, whole if share == 1 else Standing(whole, share), LossUnit.KL, share)
+        return cls(single, whole if share == 1 else StandIn(whole, share), LossUnit.KL, share)
 
-    def chosen_by(self, problem: Problem, losses: Losses) -> Losses:
+    def smooth_and_scale(self, problem: Problem, losses: Losses) -> Losses:
         """Return the losses to choose by: KL smoothed, output errors unchanged since they have no noise; by share."""
-        found = smoothed(problem, losses) if self.unit is LossUnit.KL else losses
-        return scaled(found, problem.free, self.share)
+        found = smooth_losses(problem, losses) if self.unit is LossUnit.KL else losses
+        return scale_losses(found, problem.free, self.share)
 
 
-def unit_of(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeName, device: str) -> LossUnit:
+def choose_unit(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeName, device: str) -> LossUnit:
     """Return the unit of losses. KL runs the decoder for each change, so it needs the decoder in memory.
 
     Raises:
@@ -102,28 +102,28 @@ def unit_of(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeNam
     return LossUnit.OUTPUT_ERROR
 
 
-_LEAST: Final = 1e-12
+_LEAST_LOSS: Final = 1e-12
 """Smallest loss, so that a loss of 0 has a logarithm."""
 
 
-def smoothed(problem: Problem, losses: Losses) -> Losses:
+def smooth_losses(problem: Problem, losses: Losses) -> Losses:
     """Return the fitted losses, by part name and packing label."""
     alike: defaultdict[tuple[str, tuple[str, ...]], list[Part]] = defaultdict(list)
     for part in problem.free:
         for bits in dict.fromkeys(form.num_bits for form in part.forms if form is not None):
-            labels = tuple(label_of(form) for form in part.forms if form is not None and form.num_bits == bits)
+            labels = tuple(label_form(form) for form in part.forms if form is not None and form.num_bits == bits)
             alike[part.kind, labels].append(part)
     found: dict[str, dict[str, float]] = {part.name: {} for part in problem.free}
     for (_, labels), parts in alike.items():
         for part, row in zip(
-            parts, _fitted([[losses[part.name][label] for label in labels] for part in parts]), strict=True
+            parts, _fit_factors([[losses[part.name][label] for label in labels] for part in parts]), strict=True
         ):
             found[part.name] |= dict(zip(labels, row, strict=True))
     return found
 
 
-def _fitted(losses: Sequence[Sequence[float]]) -> list[list[float]]:
+def _fit_factors(losses: Sequence[Sequence[float]]) -> list[list[float]]:
     """Fit losses [parts, packings] as part factor x packing factor, by least squares of the logarithms."""
-    logs = np.log(np.maximum(np.array(losses), _LEAST))
+    logs = np.log(np.maximum(np.array(losses), _LEAST_LOSS))
     found: list[list[float]] = np.exp(logs.mean(1, keepdims=True) + logs.mean(0) - logs.mean()).tolist()
     return found

@@ -19,13 +19,13 @@ import torch
 from g4convert.array_types import F64, I32
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.engines.limits import Packing
-from g4convert.fitting.choices import Form, label_of
+from g4convert.fitting.choices import Form, label_form
 from g4convert.fitting.parts import Part
 from g4convert.fitting.rounding import Rounder
 from g4convert.forward.pieces import TensorFiles
 from g4convert.gemma4 import TABLES, Role, Weight
 
-_ROWS: Final = 4096
+_ROWS_AT_ONCE: Final = 4096
 """Rows read at once."""
 
 
@@ -54,28 +54,28 @@ class OutputErrors:
         Raises:
             InputError: a weight is NaN or infinite.
         """
-        return np.array([sum(self._loss(part, form) for part, form in forms if form is not None)])
+        return np.array([sum(self._measure_loss(part, form) for part, form in forms if form is not None)])
 
-    def _loss(self, part: Part, form: Packing) -> float:
+    def _measure_loss(self, part: Part, form: Packing) -> float:
         known = self.known.setdefault(part.name, {})
-        if label_of(form) not in known:
-            errors, squares = np.sum([self._energies(weight, form) for weight in part.weights], axis=0)
-            known[label_of(form)] = float(errors / squares) if squares else 0.0
-        return known[label_of(form)]
+        if label_form(form) not in known:
+            errors, squares = np.sum([self._sum_squares(weight, form) for weight in part.weights], axis=0)
+            known[label_form(form)] = float(errors / squares) if squares else 0.0
+        return known[label_form(form)]
 
-    def _energies(self, weight: Weight, form: Packing) -> tuple[float, float]:
+    def _sum_squares(self, weight: Weight, form: Packing) -> tuple[float, float]:
         """Return the mean squares of a weight's error and of its outputs, each summed over the outputs."""
         given = self.rounder.squares(weight)
         each = torch.ones(weight.shape[1]) if given is None else torch.from_numpy(given)
         errors = squares = 0.0
-        for rows in self._rows(weight):
+        for rows in self._read_rows(weight):
             values = rows.float()
-            change = self.rounder.rounded(weight, values, form) - values
+            change = self.rounder.round_weight(weight, values, form) - values
             errors += float((change.square() @ each).double().sum())
             squares += float((values.square() @ each).double().sum())
         return errors, squares
 
-    def _rows(self, weight: Weight) -> Iterator[torch.Tensor]:
+    def _read_rows(self, weight: Weight) -> Iterator[torch.Tensor]:
         """Yield the compared rows of a weight, `_ROWS` at a time."""
         segment = weight.segment
         stored = TensorFiles(self.checkpoint)[segment.source].flatten()
@@ -83,5 +83,5 @@ class OutputErrors:
         whole = stored[segment.begin // size : segment.end // size].view(weight.shape)
         if weight.role in {*TABLES, Role.LM_HEAD}:
             whole = whole[torch.from_numpy(np.unique(self.ids).astype(np.int64))]
-        for first in range(0, len(whole), _ROWS):
-            yield whole[first : first + _ROWS]
+        for first in range(0, len(whole), _ROWS_AT_ONCE):
+            yield whole[first : first + _ROWS_AT_ONCE]

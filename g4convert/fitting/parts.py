@@ -17,9 +17,9 @@ from g4convert.planning.packings import Packable, applies
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.rules import KEPT_BITS, PackRole
-from g4convert.planning.steps import packable_of, packed_tensors
+from g4convert.planning.steps import find_packable_in, packed_tensors
 
-_WORD = 8  # codes of 4 bits in an int32
+_CODES_IN_A_WORD = 8  # codes of 4 bits in an int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +74,21 @@ class Part:
         return sum(info.nbytes for weight in self.weights for info in packed_tensors("", weight.shape, form))
 
 
-def parts_of(plan: Plan, choices: Sequence[Form] = ()) -> tuple[Part, ...]:
+def find_parts(plan: Plan, choices: Sequence[Form] = ()) -> tuple[Part, ...]:
     """Return the parts of a plan, without the vision tower, which is kept or packed as a whole.
 
     Args:
         plan: the plan.
         choices: packings allowed for free parts; if empty, no part is free.
     """
-    return tuple(_parts(plan, choices))
+    return tuple(_find_parts(plan, choices))
 
 
-def _parts(plan: Plan, choices: Sequence[Form]) -> Iterator[Part]:
+def _find_parts(plan: Plan, choices: Sequence[Form]) -> Iterator[Part]:
     """Yield the parts of a plan."""
     base = {step.weight.name: step.packing for step in plan.quantized}
     grouped: dict[FusedUnit, list[Packable]] = {}
-    for one in packable_of(plan):
+    for one in find_packable_in(plan):
         if one.role is PackRole.VISION_TOWER:
             _refuse_rules_of_towers(plan.recipe, one)
         else:
@@ -97,7 +97,7 @@ def _parts(plan: Plan, choices: Sequence[Form]) -> Iterator[Part]:
     for unit, members in grouped.items():
         weights = tuple(one.weight for one in members)
         form = base.get(weights[0].name)
-        forms = tuple(_fitting(weights, choices)) if _is_free(plan.recipe, members) else ()
+        forms = tuple(_select_fitting(weights, choices)) if _is_free(plan.recipe, members) else ()
         yield Part(unit, members[0].role, weights, forms if len(forms) > 1 else (form,), form)
 
 
@@ -108,11 +108,11 @@ def _is_free(recipe: Recipe, members: Iterable[Packable]) -> bool:
     return not ruled and recipe.bits.get(role, 0 if role in recipe.pack else KEPT_BITS) != KEPT_BITS
 
 
-def _fitting(weights: Sequence[Weight], choices: Iterable[Form]) -> Iterator[Form]:
+def _select_fitting(weights: Sequence[Weight], choices: Iterable[Form]) -> Iterator[Form]:
     """Yield the packings whose groups divide the rows of all weights, without those that make equal tensors."""
     seen = set()
     for form in choices:
-        if form is not None and any(weight.shape[1] % (form.group_size or _WORD) for weight in weights):
+        if form is not None and any(weight.shape[1] % (form.group_size or _CODES_IN_A_WORD) for weight in weights):
             continue
         key = None if form is None else (form.num_bits, *(form.group_size or weight.shape[1] for weight in weights))
         if key not in seen:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from g4convert.errors import GateError, UnsupportedError, UsageError
-from g4convert.fitting.choices import Form, label_of
+from g4convert.fitting.choices import Form, label_form
 from g4convert.fitting.frontier import Decision, Frontier, Option
-from g4convert.fitting.parts import Part, parts_of
+from g4convert.fitting.parts import Part, find_parts
 from g4convert.planning.layout import lay_out
 from g4convert.planning.plan import Plan
 from g4convert.planning.rules import PackRole
@@ -21,8 +21,8 @@ Assignment = Mapping[str, Form]
 Losses = Mapping[str, Mapping[str, float]]
 """Loss by part name and packing label; a kept part has no entry, its loss is 0."""
 
-_DRAWN = 300  # most points of the frontier in the plot
-_SHAPE = 16  # bytes of a weight_shape
+_MAX_DRAWN = 300  # most points of the frontier in the plot
+_SHAPE_BYTES = 16  # bytes of a weight_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Problem:
         """
         if plan.architecture.is_assistant:
             raise UnsupportedError(f"{plan.architecture.model_type}: a drafter has no loss of its own to measure")
-        parts = parts_of(plan, choices)
+        parts = find_parts(plan, choices)
         if not any(part.is_free for part in parts):
             raise UsageError(
                 "the recipe leaves nothing to choose",
@@ -77,13 +77,13 @@ class Problem:
     @property
     def fixed_bytes(self) -> int:
         """Bytes of all tensors whose packing is fixed, that of the fixed half of a tied pair included."""
-        halves = (part for part in self.parts if not part.is_free and part.name in self._decided)
+        halves = (part for part in self.parts if not part.is_free and part.name in self._decided_names)
         return self.outside + sum(part.nbytes(part.base) for part in halves)
 
     @property
     def outside(self) -> int:
         """Bytes of all tensors outside the frontier's items."""
-        decided = self._decided
+        decided = self._decided_names
         fixed = [part for part in self.parts if part.name not in decided]
         tied = bool(self._pair) and all(part in fixed and part.base is None for part in self._pair)
         return self.rest + sum(part.nbytes(part.base) for part in fixed) - (self._pair[0].nbytes(None) if tied else 0)
@@ -103,7 +103,7 @@ class Problem:
     @property
     def shape_bytes(self) -> int:
         """Bytes of the free parts' `weight_shape` tensors, 16 each; they do not count as bits per weight."""
-        return sum(_SHAPE * len(part.weights) for part in self.free)
+        return sum(_SHAPE_BYTES * len(part.weights) for part in self.free)
 
     def bits(self, nbytes: int) -> float:
         """Return bits per weight of the free parts in an output of `nbytes`."""
@@ -117,7 +117,7 @@ class Problem:
     @property
     def smallest_bytes(self) -> int:
         """Bytes of all tensors in the smallest possible output."""
-        smallest = (min(self._bytes_of(parts, one) for one in _options(parts)) for parts in self._together)
+        smallest = (min(self._bytes_of(parts, one) for one in _combine_forms(parts)) for parts in self._items)
         return self.outside + sum(smallest)
 
     def without(self, refused: Mapping[str, Collection[Form]]) -> "Problem":
@@ -130,36 +130,36 @@ class Problem:
         if bare := dict.fromkeys(part.kind for part in parts if not part.forms):
             raise GateError(
                 "no choice of packing is left that the engines load",
-                offenders=[f"{kind}: {', '.join(map(label_of, refused[kind]))} refused" for kind in bare],
+                offenders=[f"{kind}: {', '.join(map(label_form, refused[kind]))} refused" for kind in bare],
                 hint="--choice 16 lets a part be kept",
             )
         return replace(self, parts=parts)
 
-    def uniform(self) -> Iterator[tuple[str, Assignment]]:
+    def assign_uniformly(self) -> Iterator[tuple[str, Assignment]]:
         """Yield name and assignment of each packing on all free parts; a part that lacks it takes its next smaller."""
         for form in dict.fromkeys(form for part in self.free for form in part.forms):
             yield (
-                f"all {label_of(form)}",
-                {part.name: _nearest(part, form) if part.is_free else part.base for part in self.parts},
+                f"all {label_form(form)}",
+                {part.name: _choose_nearest(part, form) if part.is_free else part.base for part in self.parts},
             )
 
-    def frontier(self, losses: Losses) -> "Solved":
+    def solve(self, losses: Losses) -> "SolvedProblem":
         """Return the best assignment for every size."""
         items, forms = [], []
-        for parts in self._together:
-            options = tuple(_options(parts))
-            found = (Option(self._bytes_of(parts, one), _loss(losses, one)) for one in options)
+        for parts in self._items:
+            options = tuple(_combine_forms(parts))
+            found = (Option(self._bytes_of(parts, one), _add_losses(losses, one)) for one in options)
             items.append(Decision(" and ".join(part.name for part in parts), tuple(found)))
             forms.append(options)
-        return Solved(self, Frontier.of(items), tuple(forms))
+        return SolvedProblem(self, Frontier.of(items), tuple(forms))
 
     @property
-    def _decided(self) -> frozenset[str]:
+    def _decided_names(self) -> frozenset[str]:
         """Names of the parts in the frontier's items."""
-        return frozenset(part.name for parts in self._together for part in parts)
+        return frozenset(part.name for parts in self._items for part in parts)
 
     @property
-    def _together(self) -> tuple[tuple[Part, ...], ...]:
+    def _items(self) -> tuple[tuple[Part, ...], ...]:
         """Items of the frontier: each free part alone, but a tied head with its embedding if either is free."""
         pair = self._pair if any(part.is_free for part in self._pair) else ()
         single = tuple((part,) for part in self.free if part not in pair)
@@ -178,7 +178,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Solved:
+class SolvedProblem:
     """The solved frontier of a problem."""
 
     problem: Problem
@@ -187,15 +187,15 @@ class Solved:
 
     def within(self, nbytes: int) -> Assignment:
         """Return the assignment with the least loss in `nbytes` of tensors, which must hold the smallest output."""
-        return self._assignment(self.frontier.within(nbytes - self.problem.outside))
+        return self._assign(self.frontier.within(nbytes - self.problem.outside))
 
     def corner(self, place: int) -> Assignment:
         """Return assignment number `place` of those that no other beats, counted from the smallest."""
-        return self._assignment(self.frontier.corner(place))
+        return self._assign(self.frontier.corner(place))
 
     def loss_of(self, assignment: Assignment) -> float:
         """Return the predicted loss: the sum of the losses of single changes."""
-        choice = (options.index(self._own(options[0], assignment)) for options in self.forms)
+        choice = (options.index(self._select_item(options[0], assignment)) for options in self.forms)
         return self.frontier.loss(tuple(choice))
 
     @property
@@ -204,26 +204,26 @@ class Solved:
         found: list[float] = self.frontier.best[self.frontier.corners].tolist()
         return found
 
-    def drawn(self) -> Iterator[tuple[int, float]]:
+    def sample_corners(self) -> Iterator[tuple[int, float]]:
         """Yield size and loss of at most `_DRAWN` assignments that no other beats, spread evenly."""
         count, outside = len(self.frontier.corners), self.problem.outside
-        for number in range(min(_DRAWN, count)):
-            choice = self.frontier.corner(number * (count - 1) // max(1, min(_DRAWN, count) - 1))
+        for number in range(min(_MAX_DRAWN, count)):
+            choice = self.frontier.corner(number * (count - 1) // max(1, min(_MAX_DRAWN, count) - 1))
             yield outside + self.frontier.nbytes(choice), self.frontier.loss(choice)
 
     @staticmethod
-    def _own(like: Assignment, assignment: Assignment) -> Assignment:
+    def _select_item(like: Assignment, assignment: Assignment) -> Assignment:
         """Cut `assignment` down to the parts of one item."""
         return {name: assignment[name] for name in like}
 
-    def _assignment(self, choice: Sequence[int]) -> Assignment:
+    def _assign(self, choice: Sequence[int]) -> Assignment:
         found = {part.name: part.base for part in self.problem.parts}
         for options, place in zip(self.forms, choice, strict=True):
             found |= options[place]
         return found
 
 
-def _nearest(part: Part, form: Form) -> Form:
+def _choose_nearest(part: Part, form: Form) -> Form:
     """Return `form` if the part allows it, else its largest smaller packing, else its smallest packing."""
     most = part.nbytes(form)
     smaller = [one for one in part.forms if part.nbytes(one) <= most]
@@ -232,13 +232,13 @@ def _nearest(part: Part, form: Form) -> Form:
     return max(smaller, key=part.nbytes)
 
 
-def _options(parts: Sequence[Part]) -> Iterator[Assignment]:
+def _combine_forms(parts: Sequence[Part]) -> Iterator[Assignment]:
     """Yield every combination of the parts' packings."""
     names = [part.name for part in parts]
     for forms in product(*(part.forms for part in parts)):
         yield dict(zip(names, forms, strict=True))
 
 
-def _loss(losses: Losses, forms: Assignment) -> float:
+def _add_losses(losses: Losses, forms: Assignment) -> float:
     """Return the summed losses of parts; a kept part loses nothing."""
-    return sum(losses[name][label_of(form)] for name, form in forms.items() if form is not None)
+    return sum(losses[name][label_form(form)] for name, form in forms.items() if form is not None)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from g4convert.fitting.choices import Form, label_of
+from g4convert.fitting.choices import Form, label_form
 from g4convert.fitting.choosing import Point
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Losses, Problem
@@ -54,11 +54,11 @@ class Fitted:
 
     def measured(self, part: Part, form: Form) -> float:
         """Return the measured loss of a part in a packing."""
-        return 0.0 if form is None else self.sensitivities.losses[part.name][label_of(form)]
+        return 0.0 if form is None else self.sensitivities.losses[part.name][label_form(form)]
 
     def used(self, part: Part, form: Form) -> float:
         """Return the loss of a part in a packing by which the choice was made."""
-        return 0.0 if form is None else self.losses[part.name][label_of(form)]
+        return 0.0 if form is None else self.losses[part.name][label_form(form)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as `g4convert fit --json` prints it."""
@@ -67,10 +67,10 @@ class Fitted:
                 "name": part.name,
                 "role": part.role.value,
                 "params": part.params,
-                "chosen": label_of(self.chosen.assignment[part.name]),
+                "chosen": label_form(self.chosen.assignment[part.name]),
                 "choices": [
                     {
-                        "packing": label_of(form),
+                        "packing": label_form(form),
                         "bytes": part.nbytes(form),
                         "measured": self.measured(part, form),
                         "used": self.used(part, form),
@@ -90,8 +90,8 @@ class Fitted:
             **({} if self.share == 1 else {"share": round(self.share, 4)}),
             "basis": self.sensitivities.basis.to_dict(),
             "parts": parts,
-            "tried": [_point(one) for one in self.tried],
-            "presets": [_point(one) for one in self.presets],
+            "tried": [_point_to_dict(one) for one in self.tried],
+            "presets": [_point_to_dict(one) for one in self.presets],
             "frontier": [{"bytes": nbytes, "predicted": loss} for nbytes, loss in self.corners],
             **({"already_done": True} if self.already_done else {}),
         }
@@ -102,7 +102,7 @@ class Fitted:
         bits, ids = f"{self.problem.bits(one.nbytes):.3f}", f"{len(one.losses)} x {basis.length}"
         return [
             f"g4convert quantize MODEL -o OUT -r {self.output.name}",
-            f"{chosen_for(target)}: {size(one.nbytes)} of tensors; {bits} bits for each weight",
+            f"Chosen by {fit_command(target)}: {size(one.nbytes)} of tensors; {bits} bits for each weight",
             *(
                 [
                     f"that was decided on. KL {one.measured:.4g} nats, measured as a whole on {ids} token ids and",
@@ -117,10 +117,10 @@ class Fitted:
         ]
 
 
-def chosen_for(target: Target) -> str:
-    """Return the words by which a recipe says for which target it was chosen."""
-    return f"Chosen by `g4convert fit {target.text}`"
+def fit_command(target: Target) -> str:
+    """Return the command by which a recipe says for which target it was chosen."""
+    return f"`g4convert fit {target.text}`"
 
 
-def _point(one: Point) -> dict[str, Any]:
+def _point_to_dict(one: Point) -> dict[str, Any]:
     return {"name": one.name, "bytes": one.nbytes, "measured": one.measured, "predicted": one.predicted}

@@ -10,7 +10,7 @@ from g4convert.calibration.rounding import quantize_in_memory
 from g4convert.conversion.result import MethodChoice
 from g4convert.conversion.statistics import Statistics, source_of
 from g4convert.engines.limits import Packing
-from g4convert.fitting.standing import share_of
+from g4convert.fitting.standing import look_up_share
 from g4convert.forward.modules import PackedWeight
 from g4convert.gemma4 import Architecture, Weight
 from g4convert.quantization import Method
@@ -45,9 +45,9 @@ class Rounder:
     @property
     def share(self) -> float:
         """Share of the chosen method in what parts of layers lose by `method`; 1 if that is the same."""
-        return share_of(self.choice.method, self.method, experts=self.architecture.text.experts is not None)
+        return look_up_share(self.choice.method, self.method, experts=self.architecture.text.experts is not None)
 
-    def rounded(self, weight: Weight, values: torch.Tensor, packing: Packing) -> torch.Tensor:
+    def round_weight(self, weight: Weight, values: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Round a weight, or some rows of it.
 
         Args:

@@ -21,14 +21,14 @@ from g4convert.conversion.fingerprint import differences
 from g4convert.conversion.identity import Model
 from g4convert.conversion.lock import Lock
 from g4convert.errors import InputError
-from g4convert.fitting.choices import Form, label_of
+from g4convert.fitting.choices import Form, label_form
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Problem
 from g4convert.progress import Progress
 from g4convert.whole_files import write_whole
 
 _VERSION: Final = 1
-_MOST: Final = 64 << 20
+_MAX_BYTES: Final = 64 << 20
 _HINT: Final = "name another file with --sensitivities, or move this one away"
 
 
@@ -106,8 +106,8 @@ class Sensitivities:
         if not path.exists():
             return cls(basis)
         try:
-            found = json.loads(read_text(path, _MOST))
-            known = dict(_losses(found["losses"]))
+            found = json.loads(read_text(path, _MAX_BYTES))
+            known = dict(_parse_losses(found["losses"]))
             theirs = found["basis"] if found["version"] == _VERSION else {}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}: not a file of measured losses: {error}", hint=_HINT) from error
@@ -124,10 +124,10 @@ class Sensitivities:
     def missing(self, part: Part) -> list[Any]:
         """Return the packings of a part whose loss is not measured yet."""
         known = self.losses.get(part.name, {})
-        return [form for form in part.forms if form is not None and label_of(form) not in known]
+        return [form for form in part.forms if form is not None and label_form(form) not in known]
 
 
-def measure(  # noqa: PLR0913, PLR0917 -- what is measured, where it is kept, and who is asked and told
+def measure_missing(  # noqa: PLR0913, PLR0917 -- what is measured, where it is kept, and who is asked and told
     problem: Problem,
     single: Measure,
     known: Sensitivities,
@@ -161,12 +161,12 @@ def measure(  # noqa: PLR0913, PLR0917 -- what is measured, where it is kept, an
             for form in known.missing(part):
                 loss = float(single.losses([(part, form)]).mean())
                 check()
-                known.losses.setdefault(part.name, {})[label_of(form)] = loss
+                known.losses.setdefault(part.name, {})[label_form(form)] = loss
                 known.save(path)
                 progress.tick(1, part.name)
 
 
-def _losses(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+def _parse_losses(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield the losses of each part.
 
     Raises:

@@ -18,7 +18,7 @@ from g4convert.fitting.choices import Form
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Losses
 from g4convert.fitting.sensitivities import Measure
-from g4convert.planning.costs import measured_kl
+from g4convert.planning.costs import look_up_kl
 from g4convert.planning.recipe import RecipeMethod as Asked
 from g4convert.quantization import Method
 
@@ -27,7 +27,7 @@ _GROUP: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StandIn:
     """Measure of whole choices by a method for which another one stands.
 
     Args:
@@ -48,7 +48,7 @@ class Standing:
         return found
 
 
-def share_of(method: Method, stands: Method, *, experts: bool) -> float:
+def look_up_share(method: Method, stands: Method, *, experts: bool) -> float:
     """Return the share of a method in the loss of the one that stands for it; 1 if that is itself.
 
     Args:
@@ -56,11 +56,11 @@ def share_of(method: Method, stands: Method, *, experts: bool) -> float:
         stands: method that rounds what is measured.
         experts: whether the model has experts.
     """
-    known, _ = measured_kl(_GROUP, has_experts=experts)
+    known, _ = look_up_kl(_GROUP, has_experts=experts)
     return known[Asked(method)] / known[Asked(stands)] if method in {Method.GPTQ, Method.BEST} else 1.0
 
 
-def scaled(losses: Losses, parts: Iterable[Part], share: float) -> Losses:
+def scale_losses(losses: Losses, parts: Iterable[Part], share: float) -> Losses:
     """Return losses of single changes, those of parts of layers times `share`."""
     inside = {part.name for part in parts if _is_in_layer(part)}
     return {

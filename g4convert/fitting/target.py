@@ -9,12 +9,12 @@ from typing import Final, TypeAlias
 from g4convert.errors import UsageError
 from g4convert.fitting.problem import Problem
 from g4convert.planning.rules import PackRole
-from g4convert.quantities import as_bytes, exact_size, size
+from g4convert.quantities import exact_size, parse_size, size
 
 _OPTIONS = "--target-size, --target-bits or --max-kl"
-_BITS: Final = 4
+_FEWEST_BITS: Final = 4
 """Fewest bits that a packing has."""
-_MOST: Final = 2
+_MAX_ROLES: Final = 2
 """Most roles that a hint names."""
 
 
@@ -65,7 +65,7 @@ class Loss:
 Target: TypeAlias = Size | Bits | Loss
 
 
-def target_of(size_text: str | None, bits: float | None, kl: float | None) -> Target:
+def parse_target(size_text: str | None, bits: float | None, kl: float | None) -> Target:
     """Parse the target options; exactly one must be given.
 
     Raises:
@@ -75,7 +75,7 @@ def target_of(size_text: str | None, bits: float | None, kl: float | None) -> Ta
     if len(given) != 1:
         raise UsageError(f"a fit has one target, {_OPTIONS}: {len(given)} given", hint="such as --target-bits 4.75")
     if size_text is not None:
-        nbytes = as_bytes(size_text)
+        nbytes = parse_size(size_text)
         if not nbytes:
             raise UsageError(
                 f"--target-size {size_text}: expected a size above 0, in KB, MB, GB, KiB, MiB, GiB or bytes",
@@ -83,11 +83,11 @@ def target_of(size_text: str | None, bits: float | None, kl: float | None) -> Ta
             )
         return Size(nbytes)
     if bits is not None:
-        return Bits(_positive("--target-bits", bits))
-    return Loss(_positive("--max-kl", kl or 0.0))
+        return Bits(_check_positive("--target-bits", bits))
+    return Loss(_check_positive("--max-kl", kl or 0.0))
 
 
-def budget(target: Size | Bits, problem: Problem) -> int:
+def check_budget(target: Size | Bits, problem: Problem) -> int:
     """Return the bytes of all tensors that a target allows.
 
     Raises:
@@ -96,18 +96,18 @@ def budget(target: Size | Bits, problem: Problem) -> int:
     nbytes, smallest, kept = target.bytes_of(problem), problem.smallest_bytes, problem.kept_bytes
     if nbytes < smallest:
         raise UsageError(
-            f"{target.text}: below the smallest output, {_exactly(smallest, problem.bits(smallest))}",
-            hint="; ".join(_smaller(problem)),
+            f"{target.text}: below the smallest output, {_format_exactly(smallest, problem.bits(smallest))}",
+            hint="; ".join(_hint_at_smaller(problem)),
         )
     if nbytes >= kept:
         raise UsageError(
-            f"{target.text}: not below every weight as it is, {_exactly(kept, problem.kept_bits)}",
+            f"{target.text}: not below every weight as it is, {_format_exactly(kept, problem.kept_bits)}",
             hint=f"a target below that; nothing is decided on {size(problem.fixed_bytes)} of it",
         )
     return nbytes
 
 
-def _smaller(problem: Problem) -> Iterator[str]:
+def _hint_at_smaller(problem: Problem) -> Iterator[str]:
     """Yield what makes the smallest output of a problem smaller."""
     kept = Counter[PackRole]()
     for part in problem.parts:
@@ -115,18 +115,18 @@ def _smaller(problem: Problem) -> Iterator[str]:
             kept[part.role] += part.nbytes(None)
     yield f"{size(problem.fixed_bytes)} of it are not decided on"
     if kept:
-        roles = (f"--bits {role}={_BITS} ({size(nbytes)})" for role, nbytes in kept.most_common(_MOST))
+        roles = (f"--bits {role}={_FEWEST_BITS} ({size(nbytes)})" for role, nbytes in kept.most_common(_MAX_ROLES))
         yield f"{' or '.join(roles)} would decide on more of it"
-    if all(form is None or form.num_bits > _BITS for part in problem.free for form in part.forms):
-        yield f"--choice {_BITS}:32 is smaller than those given"
+    if all(form is None or form.num_bits > _FEWEST_BITS for part in problem.free for form in part.forms):
+        yield f"--choice {_FEWEST_BITS}:32 is smaller than those given"
 
 
-def _exactly(nbytes: int, bits: float) -> str:
+def _format_exactly(nbytes: int, bits: float) -> str:
     """Format a size in every unit that a target accepts."""
     return f"{size(nbytes)} of tensors ({nbytes} bytes, {bits:.3f} bits a weight)"
 
 
-def _positive(option: str, value: float) -> float:
+def _check_positive(option: str, value: float) -> float:
     if not isfinite(value) or value <= 0:
         raise UsageError(f"{option} {value:g}: expected a number above 0")
     return value

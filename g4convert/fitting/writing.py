@@ -29,11 +29,11 @@ from g4convert.planning.recipe import Recipe
 from g4convert.planning.rules import KEPT_BITS, PackRole
 from g4convert.planning.steps import make_plan
 
-_WIDE: Final = 10_000
+_LINE_WIDTH: Final = 10_000
 """Width of a YAML line; wide enough that no rule is wrapped."""
 
 
-def recipe_values(problem: Problem, assignment: Assignment) -> dict[str, Any]:
+def make_values(problem: Problem, assignment: Assignment) -> dict[str, Any]:
     """Return the recipe values for an assignment, without values that equal the defaults.
 
     Args:
@@ -44,7 +44,7 @@ def recipe_values(problem: Problem, assignment: Assignment) -> dict[str, Any]:
     sizes = Counter(form.group_size for form in whole.common.values() if form is not None)
     group = sizes.most_common(1)[0][0] if sizes else base.group_size
     bits = {role: KEPT_BITS if form is None else form.num_bits for role, form in whole.common.items()}
-    said = {role: number for role, number in bits.items() if number != _bits_of_pack(base, role)}
+    said = {role: number for role, number in bits.items() if number != _default_bits(base, role)}
     kept = {role: number for role, number in base.bits.items() if role not in bits}
     resized = ((role, form) for role, form in whole.common.items() if form is not None and form.group_size != group)
     rules = [
@@ -59,7 +59,9 @@ def recipe_values(problem: Problem, assignment: Assignment) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value != default[key]}
 
 
-def plan_of(checkpoint: Checkpoint, values: Mapping[str, Any], problem: Problem, assignment: Assignment) -> Plan:
+def make_checked_plan(
+    checkpoint: Checkpoint, values: Mapping[str, Any], problem: Problem, assignment: Assignment
+) -> Plan:
     """Make the plan of the recipe written for an assignment, and check it.
 
     Raises:
@@ -78,23 +80,23 @@ def plan_of(checkpoint: Checkpoint, values: Mapping[str, Any], problem: Problem,
     return plan
 
 
-def recipe_text(values: Mapping[str, Any], comments: Sequence[str]) -> str:
-    """Write the recipe as YAML: comments first, one line for each rule."""
+def format_yaml(values: Mapping[str, Any], comments: Sequence[str]) -> str:
+    """Format the recipe as YAML: comments first, one line for each rule."""
     lines = [f"# {line}".rstrip() for line in comments]
     for key, value in values.items():
         if key == "rules":
-            lines += ["rules:", *(f"  - {_flow(rule)}" for rule in value)]
+            lines += ["rules:", *(f"  - {_dump_line(rule)}" for rule in value)]
         else:
-            lines.append(_flow({key: value}).removeprefix("{").removesuffix("}"))
+            lines.append(_dump_line({key: value}).removeprefix("{").removesuffix("}"))
     return "\n".join(lines) + "\n"
 
 
-def _flow(value: object) -> str:
+def _dump_line(value: object) -> str:
     """Dump a value as one line of YAML."""
-    return yaml.safe_dump(value, default_flow_style=True, width=_WIDE, sort_keys=False).strip()
+    return yaml.safe_dump(value, default_flow_style=True, width=_LINE_WIDTH, sort_keys=False).strip()
 
 
-def _bits_of_pack(base: Recipe, role: PackRole) -> int:
+def _default_bits(base: Recipe, role: PackRole) -> int:
     """Return the bits of a role that `bits` does not list."""
     return base.num_bits if role in base.pack else KEPT_BITS
 
@@ -112,7 +114,7 @@ class _Roles:
 
     def __init__(self, parts: Mapping[PackRole, Sequence[Part]], assignment: Assignment) -> None:
         self._parts, self._assignment = parts, assignment
-        self.common = {role: _commonest(members, assignment) for role, members in parts.items()}
+        self.common = {role: _find_commonest(members, assignment) for role, members in parts.items()}
 
     @classmethod
     def of(cls, problem: Problem, assignment: Assignment) -> "_Roles":
@@ -148,12 +150,12 @@ class _Roles:
             yield {
                 "role": role.value,
                 **({} if alike else {"names": pattern}),
-                **({} if numbers == every else {"layers": _ranges(numbers)}),
-                **_said(form),
+                **({} if numbers == every else {"layers": _format_ranges(numbers)}),
+                **_form_to_rule(form),
             }
 
 
-def _commonest(parts: Sequence[Part], assignment: Assignment) -> Form:
+def _find_commonest(parts: Sequence[Part], assignment: Assignment) -> Form:
     """Return the packing of most kinds of parts; ties go to the one with more parts, then to the first."""
     kinds: dict[Form, set[str]] = defaultdict(set)
     counts = Counter(assignment[part.name] for part in parts)
@@ -162,12 +164,12 @@ def _commonest(parts: Sequence[Part], assignment: Assignment) -> Form:
     return max(counts, key=lambda form: (len(kinds[form]), counts[form]))
 
 
-def _said(form: Form) -> dict[str, Any]:
+def _form_to_rule(form: Form) -> dict[str, Any]:
     """Return the `bits` and `group_size` entries of a rule."""
     return {"bits": KEPT_BITS} if form is None else {"bits": form.num_bits, "group_size": form.group_size or "channel"}
 
 
-def _ranges(numbers: Iterable[int | None]) -> str:
+def _format_ranges(numbers: Iterable[int | None]) -> str:
     """Format layer numbers as a recipe does: `0-3,5`."""
     runs: list[list[int]] = []
     for number in sorted(number for number in numbers if number is not None):
@@ -178,7 +180,7 @@ def _ranges(numbers: Iterable[int | None]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def loadable(problem: Problem, checkpoint: Checkpoint, tps: Collection[int]) -> Problem:
+def remove_refused(problem: Problem, checkpoint: Checkpoint, tps: Collection[int]) -> Problem:
     """Return the problem with only the packings that its recipe's engines load at every tensor parallel size.
 
     Args:
@@ -206,7 +208,7 @@ def _loads(problem: Problem, checkpoint: Checkpoint, parts: Iterable[Part], form
     """Return whether all engines load an output with `parts` packed and all other free parts kept."""
     assignment = {part.name: None if part.is_free else part.base for part in problem.parts}
     assignment |= {part.name: form for part in parts}
-    plan = plan_of(checkpoint, recipe_values(problem, assignment), problem, assignment)
+    plan = make_checked_plan(checkpoint, make_values(problem, assignment), problem, assignment)
     try:
         Outlook.of(plan, tps).require_engines(plan.recipe, tps)
     except GateError:

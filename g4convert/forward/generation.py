@@ -25,7 +25,8 @@ from g4convert.forward.models import Model, context_of, dtype_name
 from g4convert.forward.streaming import stream_of
 from g4convert.forward.tuning import tune
 from g4convert.progress import Progress, peak_memory
-from g4convert.request import DEFAULTS, SPEECH_DTYPE, check_run
+from g4convert.request import DEFAULTS, SPEECH_DTYPE
+from g4convert.run_options import check_run
 
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 """Decoded text of an incomplete character's bytes."""

@@ -25,7 +25,7 @@ from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import SAVE_AGAIN, parse_object, read_whole
 from g4convert.checkpoint.stored import PackedModule
-from g4convert.devices import CPU, device_of, is_roomy, place
+from g4convert.devices import CPU, device_of, is_roomy, record_device
 from g4convert.engines import CONTRACTS
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
 from g4convert.forward.filling import Filling, put
@@ -211,7 +211,7 @@ def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, dev
         values = parse_object(read_whole(path, _GENERATION), _GENERATION, SAVE_AGAIN)
         with reading(f"{path}: {_GENERATION}", SAVE_AGAIN):
             model.generation_config = transformers.GenerationConfig.from_dict(values)
-    place(model, device)
+    record_device(model, device)
     return model
 
 

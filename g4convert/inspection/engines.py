@@ -33,7 +33,7 @@ from g4convert.inspection.fix import CURABLE, is_fixable
 from g4convert.inspection.spare import spare_values
 from g4convert.inspection.weight_files import weights_as_read
 from g4convert.report import Detail, Finding, Report, Severity
-from g4convert.request import check_run
+from g4convert.run_options import check_run
 from g4convert.suggestions import no_such
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 from g4convert.verification.static.section import HINDERS

@@ -29,7 +29,7 @@ from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import GateError
 from g4convert.gemma4 import Architecture
 from g4convert.names import Name
-from g4convert.planning.config import quantization_config
+from g4convert.planning.config import make_quantization_config
 from g4convert.report import Detail, Finding, Severity
 from g4convert.verification.static.extras import unusable
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
@@ -208,7 +208,7 @@ def _fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
     config.pop("quantization_config", None)
     if not stored.contents.packed:
         return config
-    section = quantization_config(with_lists(replace(weights, packed=_packings(stored))))
+    section = make_quantization_config(with_lists(replace(weights, packed=_packings(stored))))
     return {**config, "quantization_config": {**section, **_kept(section_in(old))}}
 
 

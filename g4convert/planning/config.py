@@ -21,7 +21,7 @@ _FROM_WHOLE_CONFIG: Final = (
 )
 
 
-def output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) -> dict[str, Any]:
+def make_output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) -> dict[str, Any]:
     """Return the content of the output's config.json: the source's keys, the class, and `quantization_config`.
 
     A text-only output of a composite source gets the source's `text_config` and the text-only class.
@@ -39,21 +39,21 @@ def output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) -> di
     if isinstance(kept.get("text_config"), dict):
         kept["text_config"] = {k: v for k, v in kept["text_config"].items() if k not in SECTIONS}
     if source.get("tie_word_embeddings") is not False and not plan.architecture.tied_embeddings:
-        kept |= _untied(kept)
+        kept |= _untie_embeddings(kept)
     kept["architectures"] = [plan.architecture.class_name]
     if weights.packed:
-        kept["quantization_config"] = quantization_config(weights)
+        kept["quantization_config"] = make_quantization_config(weights)
     return kept
 
 
-def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
+def _untie_embeddings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `tie_word_embeddings: False` for the top level, which vLLM reads, and for an existing `text_config`."""
     text = config.get("text_config")
     below = {"text_config": {**text, "tie_word_embeddings": False}} if isinstance(text, dict) else {}
     return {"tie_word_embeddings": False, **below}
 
 
-def quantization_config(weights: Weights) -> dict[str, Any]:
+def make_quantization_config(weights: Weights) -> dict[str, Any]:
     """Return the `quantization_config` of a checkpoint, in the form that compressed-tensors 0.20 reads.
 
     Args:
@@ -61,7 +61,7 @@ def quantization_config(weights: Weights) -> dict[str, Any]:
     """
     groups = {group.name: group for group in weights.groups.values()}
     return {
-        "config_groups": {name: _group(group) for name, group in groups.items()},
+        "config_groups": {name: _group_to_dict(group) for name, group in groups.items()},
         "format": "pack-quantized",
         "global_compression_ratio": None,
         "ignore": [*weights.ignore],
@@ -72,7 +72,7 @@ def quantization_config(weights: Weights) -> dict[str, Any]:
     }
 
 
-def _group(group: DeclaredGroup) -> dict[str, Any]:
+def _group_to_dict(group: DeclaredGroup) -> dict[str, Any]:
     return {
         "format": group.format,
         "input_activations": None,

@@ -14,8 +14,8 @@ from g4convert.engines.limits import Packing
 from g4convert.planning.between import state_bytes, target_bytes
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import RecipeMethod
-from g4convert.planning.recipe_files import option_for
-from g4convert.planning.sizes import START, RoleSize, written_seconds
+from g4convert.planning.recipe_files import find_method_option
+from g4convert.planning.sizes import START, RoleSize, estimate_write_seconds
 from g4convert.planning.training import BATCH, EPOCHS, TrainingMemory
 
 MOST_ROWS: Final = 128
@@ -59,7 +59,7 @@ KL_OF_EXPERTS: Final[Mapping[int, Mapping[RecipeMethod, float]]] = {
 }
 """The same of a mixture of experts that was made of that model."""
 
-OF_EIGHT: Final = 4.0**-4
+SHARE_LEFT_BY_8_BITS: Final = 4.0**-4
 """Share of the mean KL of 4 bits in groups of 32 without data that 8 bits leave: four more bits are steps of a 16th.
 
 It was less where it was measured: a 280th of a trained demo MoE, a 1,120th of the real model, whose weights come from
@@ -69,14 +69,14 @@ _PASS_FLOP: Final = 35e9
 """Floating-point operations per core and second while statistics are recorded."""
 _LAYERS_FLOP: Final = 30e9
 """Floating-point operations per core and second while `gptq` quantizes layers."""
-_ROUNDED: Final = 4e6
+_ROUNDED_PER_SECOND: Final = 4e6
 """Weights per core and second that `gptq` rounds in three ways and compares, in addition to `_LAYERS_FLOP`."""
-_BASE: Final = 750_000_000
+_BASE_MEMORY: Final = 750_000_000
 """Resident bytes of the interpreter with torch and transformers."""
-_TILES: Final = 350_000_000
+_TILES_MEMORY: Final = 350_000_000
 """Resident bytes of a process that rounds tiles, without torch."""
 _FLOAT32: Final = 4
-_BITS: Final = 4
+_MEASURED_BITS: Final = 4
 """Bits at which `KL` was measured."""
 _CALIBRATED: Final = (RecipeMethod.IMATRIX, RecipeMethod.GPTQ, RecipeMethod.BEST)
 _SHARED_INPUTS: Final = frozenset({"k_proj", "v_proj", "up_proj"})
@@ -108,7 +108,7 @@ class MethodCost:
     option: str = ""
 
 
-def measured_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Mapping[RecipeMethod, float], str]:
+def look_up_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Mapping[RecipeMethod, float], str]:
     """Return what each method left of a real model at 4 bits, and the model's name; empty if it was not measured.
 
     Args:
@@ -121,13 +121,15 @@ def measured_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Map
     return (KL[size], "Gemma 3 270M") if size in KL else ({}, "")
 
 
-def left_of(model: str, group_size: int | str | None) -> Mapping[RecipeMethod, float]:
+def look_up_kl_of_model(model: str, group_size: int | str | None) -> Mapping[RecipeMethod, float]:
     """Return what each method left of a model that was measured at 4 bits, by its name; empty if it was not."""
-    both = (measured_kl(group_size, has_experts=one) for one in (True, False))
+    both = (look_up_kl(group_size, has_experts=one) for one in (True, False))
     return next((known for known, name in both if name == model), {})
 
 
-def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUNDLED_TOKENS) -> tuple[MethodCost, ...]:
+def estimate_costs(
+    plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUNDLED_TOKENS
+) -> tuple[MethodCost, ...]:
     """Return the cost of the recipe's method, then of the alternatives: the default and the calibrated methods.
 
     Args:
@@ -140,49 +142,53 @@ def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUN
     others: tuple[RecipeMethod, ...] = (RecipeMethod.AUTO, *_CALIBRATED) if own in _CALIBRATED else _CALIBRATED
     if not plan.quantized or plan.architecture.is_assistant:
         others = ()
-    is_measured = {step.packing for step in plan.quantized} == {Packing(_BITS, plan.recipe.group_size)}
-    known, model = measured_kl(
+    is_measured = {step.packing for step in plan.quantized} == {Packing(_MEASURED_BITS, plan.recipe.group_size)}
+    known, model = look_up_kl(
         plan.recipe.group_size if is_measured else None, has_experts=plan.architecture.text.experts is not None
     )
     return tuple(
         replace(
-            _cost(plan, rows, workers, tokens, method),
+            _estimate_cost(plan, rows, workers, tokens, method),
             kl=known.get(method),
             measured_on=model,
-            option="" if method == own else option_for(plan.recipe, method),
+            option="" if method == own else find_method_option(plan.recipe, method),
         )
         for method in dict.fromkeys((own, *others))
     )
 
 
-def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, method: RecipeMethod) -> MethodCost:
+def _estimate_cost(
+    plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, method: RecipeMethod
+) -> MethodCost:
     """Return the cost of a method without its loss."""
     text = plan.architecture.text
-    linears = tuple(_linears(plan)) if method in _CALIBRATED else ()
+    linears = tuple(_find_linears(plan)) if method in _CALIBRATED else ()
     match method:
         case RecipeMethod.IMATRIX:
             seconds = (
-                START + _pass_flop(linears, tokens) / _PASS_FLOP / workers + written_seconds(sizes, method, workers)
+                START
+                + _pass_flop(linears, tokens) / _PASS_FLOP / workers
+                + estimate_write_seconds(sizes, method, workers)
             )
-            memory = max(_TILES, _BASE + _layer_bytes(plan))
+            memory = max(_TILES_MEMORY, _BASE_MEMORY + _layer_bytes(plan))
             return MethodCost(method, seconds, memory, state_bytes(text, tokens, layered=False), tokens)
         case RecipeMethod.GPTQ:
-            rounded = sum(one.n * one.k for one in linears) / _ROUNDED
+            rounded = sum(one.n * one.k for one in linears) / _ROUNDED_PER_SECOND
             seconds = (
                 START + (rounded + _layers_flop(linears, tokens, aimed=text.experts is None) / _LAYERS_FLOP) / workers
             )
             widest = max((one.k for one in linears), default=0)
             aimed = 0 if text.experts else 2 * max((one.n * one.k for one in linears), default=0)
-            memory = _BASE + _layer_bytes(plan) + _FLOAT32 * (widest**2 + aimed)  # H, which becomes its factor
+            memory = _BASE_MEMORY + _layer_bytes(plan) + _FLOAT32 * (widest**2 + aimed)  # H, which becomes its factor
             return MethodCost(method, seconds, memory, state_bytes(text, tokens, layered=True), tokens)
         case RecipeMethod.BEST:
-            layers = _cost(plan, sizes, workers, tokens, RecipeMethod.GPTQ)
+            layers = _estimate_cost(plan, sizes, workers, tokens, RecipeMethod.GPTQ)
             running = min(BATCH, workers)
             seconds = layers.seconds + _training_flop(plan, linears, tokens) / _LAYERS_FLOP / running
-            memory = max(layers.memory, _BASE + TrainingMemory.of(plan, min(tokens, LONGEST_ROW), running).total)
+            memory = max(layers.memory, _BASE_MEMORY + TrainingMemory.of(plan, min(tokens, LONGEST_ROW), running).total)
             return MethodCost(method, seconds, memory, layers.disk + target_bytes(text, tokens), tokens)
         case _:
-            return MethodCost(method, START + written_seconds(sizes, method, workers), _TILES, 0, 0)
+            return MethodCost(method, START + estimate_write_seconds(sizes, method, workers), _TILES_MEMORY, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +208,7 @@ class _Linear:
     first: bool
 
 
-def _linears(plan: Plan) -> Iterable[_Linear]:
+def _find_linears(plan: Plan) -> Iterable[_Linear]:
     """Yield the packed Linears of the decoder."""
     experts, path = plan.architecture.text.experts, plan.inventory.architecture.decoder_path
     for step in plan.quantized:

@@ -9,7 +9,7 @@ from g4convert.engines.verdicts import Loads, Verdict, select_verdicts, verdicts
 from g4convert.engines.weights import Weights
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Recipe
-from g4convert.planning.weights import planned_weights
+from g4convert.planning.weights import make_planned_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Outlook:
         Raises:
             GateError: no list of entries describes what is packed.
         """
-        weights = planned_weights(plan)
+        weights = make_planned_weights(plan)
         return cls(weights, verdicts(weights, tps=tps))
 
     def with_remedies(self) -> "Outlook":

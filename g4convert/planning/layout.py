@@ -59,18 +59,18 @@ def lay_out(plan: Plan) -> Layout:
 
     The limit counts tensor bytes; one module larger than it gets a file of its own.
     """
-    bins = list(_fill(plan))
+    bins = list(_fill_shards(plan))
     shards: list[Shard] = []
     placed: dict[str, Placed] = {}
     for number, steps in enumerate(bins, start=1):
         file = f"model-{number:05d}-of-{len(bins):05d}.safetensors"
-        shard, tensors = _shard(file, steps)
+        shard, tensors = _make_shard(file, steps)
         shards.append(shard)
         placed |= tensors
     return Layout(tuple(shards), placed)
 
 
-def _fill(plan: Plan) -> Iterable[list[Copy | Quantize]]:
+def _fill_shards(plan: Plan) -> Iterable[list[Copy | Quantize]]:
     held: list[Copy | Quantize] = []
     room = plan.recipe.max_shard_size
     for step in plan.steps:
@@ -85,7 +85,7 @@ def _fill(plan: Plan) -> Iterable[list[Copy | Quantize]]:
     yield held
 
 
-def _shard(file: str, steps: list[Copy | Quantize]) -> tuple[Shard, dict[str, Placed]]:
+def _make_shard(file: str, steps: list[Copy | Quantize]) -> tuple[Shard, dict[str, Placed]]:
     outputs = sorted((info for step in steps for info in outputs_of(step)), key=lambda info: -info.dtype.itemsize)
     constants = {
         step.shape.name: struct.pack("<2q", *step.weight.shape) for step in steps if isinstance(step, Quantize)

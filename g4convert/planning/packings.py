@@ -25,12 +25,12 @@ _ROLES = {role.value for role in PackRole}
 LATTICE_BITS: Final = 4
 """Bits of the QAT grids that method lattice finds."""
 _GROUPS = (32, 64, 128)
-_SMALL = (8, 16)
+_SMALL_GROUPS = (8, 16)
 """Group sizes that transformers reads; of kernels for Linears, vLLM has only Humming for 16, and SGLang has none."""
-_WORD = 8  # codes of 4 bits in an int32
+_CODES_IN_A_WORD = 8  # codes of 4 bits in an int32
 
 
-def packings(
+def decide_packings(
     recipe: Recipe, architecture: Architecture, inventory: Inventory, names: Mapping[str, str]
 ) -> dict[str, Packing]:
     """Return the packing of each packed weight, by canonical name.
@@ -39,11 +39,11 @@ def packings(
         UsageError: the recipe names weights that the model does not have, a group size does not divide a weight's
             rows, or weights that engines fuse into one matrix get different packings.
     """
-    found = tuple(packable(recipe, inventory, names))
+    found = tuple(find_packable(recipe, inventory, names))
     _refuse_absent(recipe, inventory, found)
     if inventory.architecture.is_assistant and recipe.assistant == "keep":
         return {}
-    decided = dict(_decided(recipe, found))
+    decided = dict(_decide_each(recipe, found))
     packed = {one: packing for one, packing in decided.items() if packing is not None}
     if not packed:
         raise UsageError("the recipe keeps every weight", hint="`bits` and `rules` leave nothing to pack at 4 or 8")
@@ -66,7 +66,7 @@ class Packable:
     layer: int | None
 
 
-def packable(recipe: Recipe, inventory: Inventory, names: Mapping[str, str]) -> Iterator[Packable]:
+def find_packable(recipe: Recipe, inventory: Inventory, names: Mapping[str, str]) -> Iterator[Packable]:
     """Yield every weight that a recipe may pack.
 
     In the vision tower only the Linears of encoder layers; in a drafter no table and no head.
@@ -96,7 +96,7 @@ def _refuse_absent(recipe: Recipe, inventory: Inventory, found: Iterable[Packabl
         )
     wrong = [f"bits.{role}: this {model.model_type} has no such weights" for role in recipe.bits if role not in present]
     for number, rule in enumerate(recipe.rules):
-        if why := _useless(recipe, rule, found, len(model.text.layers)):
+        if why := _why_useless(recipe, rule, found, len(model.text.layers)):
             wrong.append(f"rules.{number} ({rule.text}): {why}")
     if wrong:
         raise UsageError(
@@ -106,7 +106,7 @@ def _refuse_absent(recipe: Recipe, inventory: Inventory, found: Iterable[Packabl
         )
 
 
-def _useless(recipe: Recipe, rule: Rule, found: Iterable[Packable], layers: int) -> str:
+def _why_useless(recipe: Recipe, rule: Rule, found: Iterable[Packable], layers: int) -> str:
     """Return the reason why a rule matches no weight; empty if it matches."""
     if beyond := [one for one in rule.ranges if one.stop > layers]:
         return f"layer {beyond[-1].stop - 1}: the decoder has {layers}, 0 to {layers - 1}"
@@ -119,18 +119,18 @@ def applies(recipe: Recipe, rule: Rule, weight: Packable) -> bool:
     return in_scope and rule.matches(weight.role, weight.layer, weight.module)
 
 
-def _decided(recipe: Recipe, found: Iterable[Packable]) -> Iterator[tuple[Packable, Packing | None]]:
+def _decide_each(recipe: Recipe, found: Iterable[Packable]) -> Iterator[tuple[Packable, Packing | None]]:
     """Yield each weight and its packing; None if the weight is kept."""
     by_name = any(rule.names is not None for rule in recipe.rules)
     known: dict[tuple[PackRole, int | None, str], Packing | None] = {}
     for one in found:
         key = one.role, one.layer, one.module if by_name else ""
         if key not in known:
-            known[key] = _decision(recipe, one)
+            known[key] = _decide(recipe, one)
         yield one, known[key]
 
 
-def _decision(recipe: Recipe, one: Packable) -> Packing | None:
+def _decide(recipe: Recipe, one: Packable) -> Packing | None:
     bits = recipe.bits.get(one.role, recipe.num_bits if one.role in recipe.pack else KEPT_BITS)
     size = recipe.group_size
     for rule in recipe.rules:
@@ -142,7 +142,7 @@ def _decision(recipe: Recipe, one: Packable) -> Packing | None:
 
 def _refuse_misfit(recipe: Recipe, packed: Mapping[Packable, Packing]) -> None:
     """Raise one error with every weight whose rows its group size does not divide, and the sizes that would."""
-    sizes = {one: packing.group_size or _WORD for one, packing in packed.items()}
+    sizes = {one: packing.group_size or _CODES_IN_A_WORD for one, packing in packed.items()}
     misfits = {one: size for one, size in sizes.items() if one.weight.shape[1] % size}
     if not misfits:
         return
@@ -158,15 +158,15 @@ def _refuse_misfit(recipe: Recipe, packed: Mapping[Packable, Packing]) -> None:
             f"{module}: {k} inputs{f', groups of {size}' if many else ''} ({count} layers)"
             for (module, k, size), count in rows.items()
         ],
-        hint=_fitting(recipe, packed, wrong),
+        hint=_advise_group_size(recipe, packed, wrong),
     )
 
 
-def _fitting(recipe: Recipe, packed: Iterable[Packable], wrong: Sequence[int]) -> str:
+def _advise_group_size(recipe: Recipe, packed: Iterable[Packable], wrong: Sequence[int]) -> str:
     """Return which group sizes divide the rows of all packed weights, and what to do if engines take none of them."""
     inputs = {one.weight.shape[1] for one in packed}
-    fits, small = ([g for g in sizes if all(k % g == 0 for k in inputs)] for sizes in (_GROUPS, _SMALL))
-    option = "--group-size" if wrong == [recipe.group_size or _WORD] else "in `rules`, too, group_size"
+    fits, small = ([g for g in sizes if all(k % g == 0 for k in inputs)] for sizes in (_GROUPS, _SMALL_GROUPS))
+    option = "--group-size" if wrong == [recipe.group_size or _CODES_IN_A_WORD] else "in `rules`, too, group_size"
     if fits:
         return f"{option} {' or '.join(map(str, fits))} divides all of them"
     odd = {one.weight.shape[1]: one.role for one in packed if one.weight.shape[1] % _GROUPS[0]}
@@ -188,7 +188,7 @@ def _refuse_torn(architecture: Architecture, decided: Mapping[str, Packing | Non
             parts = {shard: decided[shard] for shard in module.shards if shard in decided}
             if module.accepts is not Accepts.PLAIN and len(set(parts.values())) > 1:
                 first = Name(next(iter(parts)))
-                torn.setdefault(first.experts or first.owner, _forms(parts))
+                torn.setdefault(first.experts or first.owner, _describe_forms(parts))
     if torn:
         raise UsageError(
             f"{'a module is' if len(torn) == 1 else f'{len(torn)} modules are'} one matrix in engines, and the recipe "
@@ -198,7 +198,7 @@ def _refuse_torn(architecture: Architecture, decided: Mapping[str, Packing | Non
         )
 
 
-def _forms(parts: Mapping[str, Packing | None]) -> str:
+def _describe_forms(parts: Mapping[str, Packing | None]) -> str:
     """Return a module's parts grouped by packing; more than three parts, as in experts, as a number."""
     named: dict[str, list[str]] = defaultdict(list)
     for shard, packing in parts.items():

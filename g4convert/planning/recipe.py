@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.planning.rules import KEPT_BITS, MOST_RULES, GroupSize, PackRole, RoleBits, Rule
-from g4convert.quantities import as_bytes
+from g4convert.quantities import parse_size
 
 DEFAULT = "w4a16-g32"
 """The recipe used when none is named."""
@@ -35,22 +35,22 @@ class EngineName(StrEnum):
     SGLANG = "sglang"
 
 
-def _bytes(value: object) -> object:
+def _parse_bytes(value: object) -> object:
     """Return `5GB`, `500 MB`, `2GiB` or a number of bytes as an int; other values unchanged, for pydantic to refuse."""
-    found = as_bytes(value) if isinstance(value, str) else None
+    found = parse_size(value) if isinstance(value, str) else None
     return value if found is None else found
 
 
-def _pattern(value: str) -> str:
+def _check_pattern(value: str) -> str:
     """Return a pattern of file names unchanged; raise ValueError, for pydantic, if it is not a valid pattern."""
     if fault := fault_of(value):
         raise ValueError(fault)
     return value
 
 
-ShardSize = Annotated[int, Field(gt=0), BeforeValidator(_bytes, json_schema_input_type=int | str)]
+ShardSize = Annotated[int, Field(gt=0), BeforeValidator(_parse_bytes, json_schema_input_type=int | str)]
 
-Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(max_length=MOST_PATTERNS)]
+Patterns = Annotated[tuple[Annotated[str, AfterValidator(_check_pattern)], ...], Field(max_length=MOST_PATTERNS)]
 
 
 class Recipe(BaseModel):
@@ -124,7 +124,7 @@ class Recipe(BaseModel):
         return self.method in {RecipeMethod.GPTQ, RecipeMethod.BEST}
 
 
-def schema() -> dict[str, Any]:
+def make_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe file."""
     document = Recipe.model_json_schema(mode="validation")
     document["$schema"] = "https://json-schema.org/draft/2020-12/schema"

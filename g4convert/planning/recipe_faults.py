@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Final
 from g4convert.checkpoint.patterns import MOST_PATTERNS
 from g4convert.errors import UsageError
 from g4convert.planning.rules import Rule
-from g4convert.suggestions import nearest, no_such, not_one_of
+from g4convert.suggestions import no_such, not_one_of, suggest
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
-_SHOWN: Final = 200
+_MAX_CHARACTERS: Final = 200
 """Largest number of a value's characters in a message."""
-_DEEP: Final = {"bits", "rules"}
+_NESTED_KEYS: Final = {"bits", "rules"}
 """Keys with nested values: an error names the wrong part, such as `rules.1.layers`."""
 _EXPECTED: Final = {
     "description": "text",
@@ -31,63 +31,67 @@ _EXPECTED: Final = {
     "leave": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",
 }
 """Allowed values of each key in words, except for keys that take a few fixed names."""
-_ON_THE_LINE: Final = {"bits": "ROLE=BITS, such as attention=8"}
+_EXPECTED_OF_OPTIONS: Final = {"bits": "ROLE=BITS, such as attention=8"}
 """Allowed values of the options that are spelled otherwise than in a recipe."""
 
 
-def refusal(
+def make_refusal(
     name: str, error: "ValidationError", values: Mapping[str, object], origins: Mapping[str, str]
 ) -> UsageError:
     """Return the error that names every wrong value of a recipe, or of an option if only options are wrong."""
-    problems = {_place(one): one for one in reversed(error.errors())}  # the first error at each place
+    problems = {_find_place(one): one for one in reversed(error.errors())}  # the first error at each place
     keys = [str(one["loc"][0]) for one in problems.values()]
     if all(origins[key].startswith("--") for key in keys):
-        return _of_option(origins[keys[0]], keys[0], values[keys[0]], next(iter(problems.values())))
+        return _make_option_error(origins[keys[0]], keys[0], values[keys[0]], next(iter(problems.values())))
     return UsageError(
         f"recipe {name}: values that cannot be",
-        offenders=[_line(place, one, values, origins) for place, one in reversed(problems.items())],
+        offenders=[_describe_fault(place, one, values, origins) for place, one in reversed(problems.items())],
         hint="`g4convert recipe schema` says what can",
     )
 
 
-def shown(value: object) -> str:
+def show_value(value: object) -> str:
     """Return a value as messages show it."""
-    return repr(value)[:_SHOWN]
+    return repr(value)[:_MAX_CHARACTERS]
 
 
-def _place(problem: "ErrorDetails") -> str:
+def _find_place(problem: "ErrorDetails") -> str:
     """Return the wrong key, or the wrong part of a nested value: `rules.1.layers`."""
     key, *parts = map(str, problem["loc"])
-    return ".".join((key, *(part for part in parts if part != "[key]"))) if key in _DEEP else key
+    return ".".join((key, *(part for part in parts if part != "[key]"))) if key in _NESTED_KEYS else key
 
 
-def _line(place: str, problem: "ErrorDetails", values: Mapping[str, object], origins: Mapping[str, str]) -> str:
+def _describe_fault(
+    place: str, problem: "ErrorDetails", values: Mapping[str, object], origins: Mapping[str, str]
+) -> str:
     """Return the line for a wrong value: its place, the value, its origin and the allowed values."""
     key = place.partition(".")[0]
-    given = problem["input"] if key in _DEEP else values[key]
-    return f"{place}: {shown(given)} ({origins[key]}): {_fault(place, problem)}"
+    given = problem["input"] if key in _NESTED_KEYS else values[key]
+    return f"{place}: {show_value(given)} ({origins[key]}): {_explain_fault(place, problem)}"
 
 
-def _of_option(option: str, key: str, given: object, problem: "ErrorDetails") -> UsageError:
+def _make_option_error(option: str, key: str, given: object, problem: "ErrorDetails") -> UsageError:
     """Return the error for an invalid value of an option."""
-    if names := _choices(problem):
+    if names := _list_choices(problem):
         return no_such(option, problem["input"], names)
     words = " ".join(map(str, given)) if given and isinstance(given, list) else given
-    return UsageError(f"{option} {words}: expected {_ON_THE_LINE.get(key) or _EXPECTED[key]}")  # hint: the --help
+    return UsageError(
+        f"{option} {words}: expected {_EXPECTED_OF_OPTIONS.get(key) or _EXPECTED[key]}"
+    )  # hint: the --help
 
 
-def _fault(place: str, problem: "ErrorDetails") -> str:
+def _explain_fault(place: str, problem: "ErrorDetails") -> str:
     """Return the reason why a value of a recipe is refused."""
     if problem["type"] == "extra_forbidden":
         return f"no key of a rule: {', '.join(Rule.model_fields)}"
-    if names := _choices(problem):
-        near = nearest(str(problem["input"]), names)
+    if names := _list_choices(problem):
+        near = suggest(str(problem["input"]), names)
         return not_one_of(names) + (f"; {near}" if near else "")
     leaf = next(part for part in reversed(place.split(".")) if part in _EXPECTED)
     return f"expected {_EXPECTED[leaf]}"
 
 
-def _choices(problem: "ErrorDetails") -> list[str]:
+def _list_choices(problem: "ErrorDetails") -> list[str]:
     """Return the allowed values if they are a few fixed names; otherwise an empty list."""
     listed = problem.get("ctx", {}).get("expected", "") if problem["type"] in {"enum", "literal_error"} else ""
     return [one.strip("'") for one in listed.replace(" or ", ", ").split(", ") if one]

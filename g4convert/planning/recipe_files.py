@@ -16,9 +16,9 @@ from g4convert.bounded import MOST_YAML, read_text
 from g4convert.errors import UsageError
 from g4convert.plain_yaml import parse
 from g4convert.planning.recipe import DEFAULT, Recipe, RecipeMethod
-from g4convert.planning.recipe_faults import refusal, shown
-from g4convert.planning.rules import by_role
-from g4convert.suggestions import nearest
+from g4convert.planning.recipe_faults import make_refusal, show_value
+from g4convert.planning.rules import parse_role_bits
+from g4convert.suggestions import suggest
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = {
@@ -32,7 +32,7 @@ _OPTIONS = {"engines": "--engine", "rules": "keyword rules"}
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedRecipe:
     """A recipe, the name or path it was loaded by, and the origin of each value, by key."""
 
     name: str
@@ -44,19 +44,19 @@ class Resolved:
         return self.recipe.model_dump(mode="json", exclude={"description"})
 
 
-def shipped() -> dict[str, Recipe]:
+def load_shipped() -> dict[str, Recipe]:
     """Return the recipes shipped with the package, by name."""
     return {name: load(name).recipe for name in _SHIPPED}
 
 
-def option_for(recipe: Recipe, method: RecipeMethod) -> str:
+def find_method_option(recipe: Recipe, method: RecipeMethod) -> str:
     """Return the option of the command line that gives a recipe another method: a shipped recipe if one is the same."""
     wanted = recipe.model_copy(update={"method": method, "description": ""})
-    same = (name for name, one in shipped().items() if one.model_copy(update={"description": ""}) == wanted)
+    same = (name for name, one in load_shipped().items() if one.model_copy(update={"description": ""}) == wanted)
     return next((f"-r {name}" for name in same), f"--method {method}")
 
 
-def source_text(name: str) -> tuple[str, str]:
+def read_source(name: str) -> tuple[str, str]:
     """Return a recipe's YAML text and its origin: the path, or `recipe NAME` for a shipped recipe.
 
     Args:
@@ -74,7 +74,7 @@ def source_text(name: str) -> tuple[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"recipe {name}: cannot be read: {error}") from error
     if name not in _SHIPPED:
-        hint = nearest(name, _SHIPPED) or "`g4convert recipe list` shows them; a path works too"
+        hint = suggest(name, _SHIPPED) or "`g4convert recipe list` shows them; a path works too"
         raise UsageError(f"recipe {name}: not one of the shipped recipes", hint=hint)
     return _SHIPPED[name].read_text(encoding="utf-8"), f"recipe {name}"
 
@@ -83,7 +83,7 @@ def _is_path(name: str) -> bool:
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
-def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> Resolved:
+def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> ResolvedRecipe:
     """Read a recipe and those it extends, lay options over it, and validate the result.
 
     Args:
@@ -95,41 +95,43 @@ def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> Re
     """
     values: dict[str, object] = {}
     origins: dict[str, str] = dict.fromkeys(Recipe.model_fields, "default")
-    for origin, layer in reversed(_extends_chain(name)):
-        values |= {key: _over(key, values.get(key), value) for key, value in layer.items()}
+    for origin, layer in reversed(_read_extends_chain(name)):
+        values |= {key: _lay_over(key, values.get(key), value) for key, value in layer.items()}
         origins |= dict.fromkeys(layer, origin)
     for key, value in (options or {}).items():
         if value is not None:
-            values[key] = _over(key, values.get(key), value)
-            origins[key] = _option(key, value)
-    return Resolved(name, _validate(name, values, origins), origins)
+            values[key] = _lay_over(key, values.get(key), value)
+            origins[key] = _option_for_value(key, value)
+    return ResolvedRecipe(name, _validate(name, values, origins), origins)
 
 
-def _option(key: str, value: object) -> str:
+def _option_for_value(key: str, value: object) -> str:
     """Return the option of the command line that gives a key this value."""
     return "--positive" if (key, value) == ("signed", False) else _OPTIONS.get(key, f"--{key.replace('_', '-')}")
 
 
-def _over(key: str, below: object, value: object) -> object:
+def _lay_over(key: str, below: object, value: object) -> object:
     """Return `value` laid over `below`: `bits` are merged role by role, any other key is replaced."""
-    given = by_role(value) if key == "bits" else value
+    given = parse_role_bits(value) if key == "bits" else value
     return {**below, **given} if key == "bits" and isinstance(below, dict) and isinstance(given, dict) else given
 
 
-def _extends_chain(name: str) -> list[tuple[str, dict[str, object]]]:
+def _read_extends_chain(name: str) -> list[tuple[str, dict[str, object]]]:
     """Return the YAML mappings of `name` and of each recipe down its `extends` chain, with their origins."""
     layers: list[tuple[str, dict[str, object]]] = []
     seen: dict[str, str] = {}  # place -> the name that it was given
     following: object = name
     while following is not None:
         if not isinstance(following, str):
-            raise UsageError(f"recipe {[*seen.values()][-1]}: extends is {shown(following)}, expected a name or a path")
+            raise UsageError(
+                f"recipe {[*seen.values()][-1]}: extends is {show_value(following)}, expected a name or a path"
+            )
         place = str(Path(following).resolve()) if _is_path(following) else following
         if place in seen:
             raise UsageError(f"recipe {name}: extends itself through {' -> '.join([*seen.values(), following])}")
         seen[place] = following
-        text, origin = source_text(following)
-        layer = dict(_mapping(text, origin))
+        text, origin = read_source(following)
+        layer = dict(_parse_mapping(text, origin))
         base = layer.pop("extends", None)
         layers.append((origin, layer))
         if isinstance(base, str) and base.endswith((".yaml", ".yml")) and "/" in following:
@@ -139,7 +141,7 @@ def _extends_chain(name: str) -> list[tuple[str, dict[str, object]]]:
 
 
 @lru_cache(maxsize=64)
-def _mapping(text: str, origin: str) -> Mapping[str, object]:
+def _parse_mapping(text: str, origin: str) -> Mapping[str, object]:
     try:
         layer = parse(text) or {}
     except yaml.YAMLError as error:
@@ -161,7 +163,7 @@ def _mapping(text: str, origin: str) -> Mapping[str, object]:
 
 
 def _suggest(key: str) -> str:
-    near = nearest(key, [*Recipe.model_fields, "extends"])
+    near = suggest(key, [*Recipe.model_fields, "extends"])
     return f"{key}: {near}" if near else key
 
 
@@ -169,4 +171,4 @@ def _validate(name: str, values: Mapping[str, object], origins: Mapping[str, str
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise refusal(name, error, values, origins) from error
+        raise make_refusal(name, error, values, origins) from error

@@ -11,12 +11,12 @@ from g4convert.checkpoint.tokens import tokens_beyond
 from g4convert.gemma4 import Architecture, Inventory, Role
 from g4convert.planning.recipe import Recipe
 
-_NAMED: Final = 12
+_MAX_NAMED: Final = 12
 """Largest number of files that a remark names."""
 DRAFTER_KEPT = "a drafter is small and wrong guesses cost speed; `assistant: pack` packs it"
 
 
-def remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Iterator[str]:
+def find_remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Iterator[str]:
     """Yield each warning of a plan as one line.
 
     Args:
@@ -24,31 +24,33 @@ def remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Ite
         inventory: tensors of the source, none of them quantized.
         recipe: recipe of the output.
     """
-    stale = tuple(_stale_sections(checkpoint.config))
+    stale = tuple(_find_stale_sections(checkpoint.config))
     yield from stale
     if not stale and recipe.method == "lattice":
         yield "method lattice, but nothing in config.json says the source is quantization-aware trained"
-    yield from _class(checkpoint.config, inventory.architecture)
+    yield from _check_class(checkpoint.config, inventory.architecture)
     if inventory.architecture.is_assistant and recipe.assistant == "keep":
         yield f"nothing is packed: {DRAFTER_KEPT}"
     if Role.VISION_TOWER in {Role(role.value) for role in recipe.pack}:
         yield "vision_tower is packed: SGLang and image quality are untested ground"
     if recipe.layout != "text-only" and (missing := inventory.missing_limits):
         yield f"{missing} limits of the towers' inputs and outputs are not in the source: nothing is clipped there"
-    yield from _absent(checkpoint.side_files, inventory.architecture, text_only=recipe.layout == "text-only")
+    yield from _find_missing_files(
+        checkpoint.side_files, inventory.architecture, text_only=recipe.layout == "text-only"
+    )
     rows = inventory.architecture.text.vocab_size
     if not inventory.architecture.is_assistant and (more := tokens_beyond(checkpoint.path, rows)):
         yield (
             f"tokenizer.json has {more} tokens beyond the {rows:,} rows of the embedding, at which every engine fails: "
             "take the tokenizer of these weights, or save the model after `resize_token_embeddings`"
         )
-    yield from _left_behind(checkpoint.stray_files)
+    yield from _name_left_behind(checkpoint.stray_files)
     if left := checkpoint.beside.left:
-        named = ", ".join(f"{name} ({why})" for name, why in left[:_NAMED])
-        yield f"perhaps private and left behind: {named}{_more(left)}"
+        named = ", ".join(f"{name} ({why})" for name, why in left[:_MAX_NAMED])
+        yield f"perhaps private and left behind: {named}{_count_unnamed(left)}"
 
 
-def _absent(side_files: Collection[str], architecture: Architecture, *, text_only: bool) -> Iterator[str]:
+def _find_missing_files(side_files: Collection[str], architecture: Architecture, *, text_only: bool) -> Iterator[str]:
     """Yield a remark on each kind of file that engines need beside the weights and that the source lacks.
 
     A directory with nothing beside its weights is no model to serve, and gets none. A drafter uses its target's files.
@@ -62,11 +64,11 @@ def _absent(side_files: Collection[str], architecture: Architecture, *, text_onl
         yield f"no processor_config.json: engines need it to take {takes}; copy that of the model it was made from"
 
 
-def _more(names: Sequence[object]) -> str:
-    return f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+def _count_unnamed(names: Sequence[object]) -> str:
+    return f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
 
 
-def _stale_sections(config: Mapping[str, Any]) -> Iterator[str]:
+def _find_stale_sections(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a remark on each quantization section of a config whose weights are not quantized."""
     for place, section in sections_of(config):
         method = section.get("quant_method") if isinstance(section, Mapping) else section
@@ -76,7 +78,7 @@ def _stale_sections(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"config.json has a {place} of {method!s:.40}, but no tensor is quantized: it is replaced"
 
 
-def _class(config: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
+def _check_class(config: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
     """Engines choose the model's code by `architectures`."""
     found, wanted = config.get("architectures"), architecture.class_name
     if found != [wanted]:
@@ -84,7 +86,7 @@ def _class(config: Mapping[str, Any], architecture: Architecture) -> Iterator[st
         yield f"config.json: architectures {said}: the output has {wanted}, the class of {architecture.model_type}"
 
 
-def _left_behind(names: Iterable[str]) -> Iterator[str]:
+def _name_left_behind(names: Iterable[str]) -> Iterator[str]:
     """Files that are no part of the model."""
     every = tuple(names)
     if every:

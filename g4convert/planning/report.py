@@ -9,12 +9,12 @@ from g4convert.checkpoint.declared import DeclaredGroup
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Verdict
-from g4convert.planning.costs import BUNDLED_TOKENS, MethodCost, costs
+from g4convert.planning.costs import BUNDLED_TOKENS, MethodCost, estimate_costs
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import Layout, lay_out
 from g4convert.planning.plan import Copy, Drop, Plan, Quantize
-from g4convert.planning.recipe_files import Resolved
-from g4convert.planning.sizes import RoleSize, default_workers, packed_as, role_sizes
+from g4convert.planning.recipe_files import ResolvedRecipe
+from g4convert.planning.sizes import RoleSize, add_up_sizes, default_workers, describe_packing
 from g4convert.planning.steps import make_plan
 
 
@@ -27,7 +27,7 @@ class PlanReport:
     """
 
     source: Source
-    recipe: Resolved
+    recipe: ResolvedRecipe
     plan: Plan
     layout: Layout
     sizes: tuple[RoleSize, ...]
@@ -41,7 +41,7 @@ class PlanReport:
     def of(  # noqa: PLR0913 - a plan and what its estimates need
         cls,
         source: Source,
-        recipe: Resolved,
+        recipe: ResolvedRecipe,
         plan: Plan,
         layout: Layout,
         outlook: Outlook,
@@ -64,8 +64,8 @@ class PlanReport:
             tokens: token ids that would calibrate.
             own_texts: whether they are of the user's texts.
         """
-        sizes, workers = role_sizes(plan), workers or default_workers()
-        found = costs(plan, sizes, workers, tokens)
+        sizes, workers = add_up_sizes(plan), workers or default_workers()
+        found = estimate_costs(plan, sizes, workers, tokens)
         return cls(source, recipe, plan, layout, sizes, found, workers, outlook, tuple(tps), own_texts)
 
     def __repr__(self) -> str:
@@ -80,7 +80,7 @@ class PlanReport:
     @property
     def packed_as(self) -> str:
         """Describe how weights are packed, for people."""
-        return packed_as(self.plan)
+        return describe_packing(self.plan)
 
     @property
     def groups(self) -> tuple[DeclaredGroup, ...]:
@@ -95,12 +95,12 @@ class PlanReport:
     @property
     def kept(self) -> dict[tuple[str, str], int]:
         """Number of tensors that stay as they are, by role and reason."""
-        return _counts((copy.role.value, copy.reason) for copy in self.plan.copied)
+        return _count((copy.role.value, copy.reason) for copy in self.plan.copied)
 
     @property
     def dropped(self) -> dict[str, int]:
         """Number of source tensors left out, by reason."""
-        return _counts(drop.reason for drop in self.plan.dropped)
+        return _count(drop.reason for drop in self.plan.dropped)
 
     def to_dict(self, *, tensors: bool = False) -> dict[str, Any]:
         """Return the report as JSON; with `tensors`, every step as well."""
@@ -138,13 +138,13 @@ class PlanReport:
             "warnings": list(self.plan.warnings),
         }
         if tensors:
-            document["tensors"] = [_step(step) for step in self.plan.steps]
+            document["tensors"] = [_step_to_dict(step) for step in self.plan.steps]
         return document
 
 
-def report(
+def report_plan(
     source: Source,
-    recipe: Resolved,
+    recipe: ResolvedRecipe,
     workers: int = 0,
     tps: Iterable[int] = TENSOR_PARALLEL,
     tokens_of: Callable[[Checkpoint], int] = lambda _: BUNDLED_TOKENS,
@@ -168,14 +168,14 @@ def report(
     return PlanReport.of(source, recipe, plan, lay_out(plan), outlook, workers=workers, tps=sizes, tokens=tokens)
 
 
-def _counts(items: Iterable[Any]) -> dict[Any, int]:
+def _count(items: Iterable[Any]) -> dict[Any, int]:
     counts: dict[Any, int] = defaultdict(int)
     for item in items:
         counts[item] += 1
     return dict(counts)
 
 
-def _step(step: Copy | Quantize | Drop) -> dict[str, Any]:
+def _step_to_dict(step: Copy | Quantize | Drop) -> dict[str, Any]:
     match step:
         case Copy():
             return {"action": "keep", "name": step.target.name, "from": [s.source for s in step.segments]}

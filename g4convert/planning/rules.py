@@ -36,7 +36,7 @@ MOST_RULES: Final = 512
 
 _RANGE: Final = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
-_LONGEST: Final = 400
+_MAX_CHARACTERS: Final = 400
 """Largest number of characters of `layers` and `names`."""
 
 
@@ -53,14 +53,14 @@ class PackRole(StrEnum):
     LM_HEAD = Role.LM_HEAD.value
 
 
-def _group_size(value: object) -> object:
+def _parse_group_size(value: object) -> object:
     """Return `channel` as None and a number in text as an int; any other value unchanged."""
     if value == "channel":
         return None
     return int(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
-def by_role(value: object) -> object:
+def parse_role_bits(value: object) -> object:
     """Return `["attention=8"]`, the form of options, as a mapping; other values unchanged, for pydantic to refuse."""
     if (
         not isinstance(value, list | tuple)
@@ -81,21 +81,21 @@ def _check_layer_ranges(value: str) -> str:
     return value
 
 
-def _text_of_number(value: object) -> object:
+def _format_number(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
 GroupSize = Annotated[
     Annotated[int, Field(ge=8, multiple_of=8)] | None,
-    BeforeValidator(_group_size, json_schema_input_type=int | Literal["channel"]),
+    BeforeValidator(_parse_group_size, json_schema_input_type=int | Literal["channel"]),
     PlainSerializer(lambda size: "channel" if size is None else size),
 ]
 Bits = Literal[4, 8, 16]
-RoleBits = Annotated[Mapping[PackRole, Bits], BeforeValidator(by_role)]
+RoleBits = Annotated[Mapping[PackRole, Bits], BeforeValidator(parse_role_bits)]
 _Layers = Annotated[
     str,
-    Field(max_length=_LONGEST),
-    BeforeValidator(_text_of_number, json_schema_input_type=int | str),
+    Field(max_length=_MAX_CHARACTERS),
+    BeforeValidator(_format_number, json_schema_input_type=int | str),
     AfterValidator(_check_layer_ranges),
 ]
 
@@ -107,20 +107,20 @@ class Rule(BaseModel):
 
     role: PackRole | None = Field(None, description="Role of the weights; left out, every role of `pack` and `bits`.")
     layers: _Layers | None = Field(None, description='Layers of the decoder, as 3, "0-1" or "0,5-7".')
-    names: Annotated[str, Field(min_length=1, max_length=_LONGEST)] | None = Field(
+    names: Annotated[str, Field(min_length=1, max_length=_MAX_CHARACTERS)] | None = Field(
         None, description="Pattern of the module's name in the output, as `*.self_attn.o_proj`."
     )
     bits: Bits | None = Field(None, description="4 or 8 bits, or 16: kept as it is.")
     group_size: GroupSize = Field(None, description="Weights that share a scale: a multiple of 8, or `channel`.")
 
     @model_validator(mode="after")
-    def _decides(self) -> Self:
+    def _check_decides(self) -> Self:
         if self.bits is None and not self.says_group_size:
             raise ValueError("no bits and no group_size")
         return self
 
     @model_serializer(mode="wrap")
-    def _given(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _serialize_set_values(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Return only the values that the rule sets."""
         return {key: value for key, value in whole(self).items() if key in self.model_fields_set}
 

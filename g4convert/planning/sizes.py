@@ -1,6 +1,5 @@
 """Sizes of a plan: bytes by role before and after, and the estimated time to write them."""
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Final
 from g4convert.engines.limits import Packing
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import RecipeMethod
+from g4convert.run_options import usable_cores
 
 _BYTES_PER_SECOND: Final = {
     RecipeMethod.MINMAX: 1.2e9,
@@ -44,7 +44,7 @@ class RoleSize:
         return 8 * self.after / self.params if self.params else 0.0
 
 
-def packed_as(plan: Plan) -> str:
+def describe_packing(plan: Plan) -> str:
     """Describe how a plan packs weights: `int4 symmetric, groups of 32`, or the number of weights in each form."""
     counts = Counter(step.packing for step in plan.quantized)
     if len(counts) > 1:
@@ -54,7 +54,7 @@ def packed_as(plan: Plan) -> str:
     return f"int{packing.num_bits} symmetric, {groups}"
 
 
-def role_sizes(plan: Plan) -> tuple[RoleSize, ...]:
+def add_up_sizes(plan: Plan) -> tuple[RoleSize, ...]:
     """Return sizes by role and action, in the order of the model; kept tensors count as they are written.
 
     A tensor that is written twice, as embedding and head of a model whose head is untied, has been there once before.
@@ -65,24 +65,24 @@ def role_sizes(plan: Plan) -> tuple[RoleSize, ...]:
         segment, after = step.weight.segment, sum(info.nbytes for info in step.outputs)
         before = 0 if segment in kept else segment.end - segment.begin
         kept.add(segment)
-        _count(rows[step.weight.role, f"int{step.packing.num_bits}"], prod(step.weight.shape), before, after)
+        _add_to_row(rows[step.weight.role, f"int{step.packing.num_bits}"], prod(step.weight.shape), before, after)
     for copy in plan.copied:
-        _count(rows[copy.role, "keep"], copy.target.numel, copy.target.nbytes, copy.target.nbytes)
+        _add_to_row(rows[copy.role, "keep"], copy.target.numel, copy.target.nbytes, copy.target.nbytes)
     for drop in plan.dropped:
-        _count(rows["dropped", "drop"], drop.source.numel, drop.source.nbytes, 0)
+        _add_to_row(rows["dropped", "drop"], drop.source.numel, drop.source.nbytes, 0)
     return tuple(RoleSize(str(role), action, *numbers) for (role, action), numbers in rows.items())
 
 
-def _count(row: list[int], params: int, before: int, after: int) -> None:
+def _add_to_row(row: list[int], params: int, before: int, after: int) -> None:
     row[:] = row[0] + 1, row[1] + params, row[2] + before, row[3] + after
 
 
 def default_workers() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Return the number of workers of a run that names none: one for each core that the process may use."""
+    return usable_cores()
 
 
-def written_seconds(sizes: Iterable[RoleSize], method: RecipeMethod, workers: int) -> float:
+def estimate_write_seconds(sizes: Iterable[RoleSize], method: RecipeMethod, workers: int) -> float:
     """Return the seconds to write and check an output, each bound by the slower of disk and arithmetic."""
     written = [size for size in sizes if size.after]
     moved = sum(size.before + size.after for size in written)

@@ -23,10 +23,10 @@ from g4convert.gemma4 import (
     Weight,
 )
 from g4convert.names import Name
-from g4convert.planning.packings import Packable, packable, packings
+from g4convert.planning.packings import Packable, decide_packings, find_packable
 from g4convert.planning.plan import Copy, Drop, Plan, Quantize, Step, outputs_of
 from g4convert.planning.recipe import Recipe
-from g4convert.planning.remarks import DRAFTER_KEPT, remarks
+from g4convert.planning.remarks import DRAFTER_KEPT, find_remarks
 from g4convert.quantities import size
 from g4convert.tensors import DType, TensorInfo
 
@@ -77,7 +77,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     inventory = inventory_of(checkpoint, source, decoder_only=decoder_only)
     untied = inventory.untied()
     named = {weight.name: name for weight in untied.weights if (name := source.name_in(architecture, weight.name))}
-    packed = packings(recipe, architecture.untied(), untied, named)
+    packed = decide_packings(recipe, architecture.untied(), untied, named)
     if not {weight.name for weight in untied.weights if weight.role in _TIED_ROLES}.isdisjoint(packed):
         inventory = untied
         architecture = architecture.untied() if decoder_only else untied.architecture
@@ -90,19 +90,19 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         elif weight.role is Role.KV_SHARED and recipe.kv_shared == "drop":
             steps.append(Drop(checkpoint.tensors[weight.segment.source].info, _KV_DROPPED))
         elif weight.name in packed:
-            steps.append(_quantize(weight, name, packed[weight.name]))
+            steps.append(_make_quantize(weight, name, packed[weight.name]))
         elif weight.role is Role.EXPERTS:
             fused[_fused_name(name)].append(weight)
         else:
-            steps.append(_copy(weight, name, inventory.architecture))
+            steps.append(_make_copy(weight, name, inventory.architecture))
     _refuse_mixed_experts(fused)
     steps.extend(_fuse(name, weights) for name, weights in fused.items())
-    steps.extend(_drop(extra, checkpoint) for extra in inventory.extras)
-    warnings = (*remarks(checkpoint, inventory, recipe), *_untying(steps, source, architecture))
+    steps.extend(_make_drop(extra, checkpoint) for extra in inventory.extras)
+    warnings = (*find_remarks(checkpoint, inventory, recipe), *_describe_untying(steps, source, architecture))
     return Plan(recipe, architecture, inventory, tuple(steps), warnings, checkpoint.beside)
 
 
-def packable_of(plan: Plan) -> tuple[Packable, ...]:
+def find_packable_in(plan: Plan) -> tuple[Packable, ...]:
     """Return every weight of a plan that a recipe may pack, packed or not, in canonical order; never a tied head."""
     source = plan.inventory.architecture
     named = {
@@ -110,10 +110,10 @@ def packable_of(plan: Plan) -> tuple[Packable, ...]:
         for weight in plan.inventory.weights
         if (name := source.name_in(plan.architecture, weight.name))
     }
-    return tuple(packable(plan.recipe, plan.inventory, named))
+    return tuple(find_packable(plan.recipe, plan.inventory, named))
 
 
-def _untying(steps: Iterable[Step], source: Architecture, architecture: Architecture) -> Iterator[str]:
+def _describe_untying(steps: Iterable[Step], source: Architecture, architecture: Architecture) -> Iterator[str]:
     """Yield a remark if embedding and tied head become two tensors, with the bytes that this saves or adds."""
     if source.tied_embeddings is architecture.tied_embeddings:
         return
@@ -135,7 +135,7 @@ def _untying(steps: Iterable[Step], source: Architecture, architecture: Architec
 _KV_DROPPED = "this layer reads the K/V of an earlier one; transformers and Google's QAT exports leave it out"
 
 
-def _quantize(weight: Weight, name: str, packing: Packing) -> Quantize:
+def _make_quantize(weight: Weight, name: str, packing: Packing) -> Quantize:
     return Quantize(weight, packing, *packed_tensors(Name(name).module, weight.shape, packing))
 
 
@@ -150,7 +150,7 @@ def packed_tensors(module: str, shape: tuple[int, ...], packing: Packing) -> tup
     )
 
 
-def _copy(weight: Weight, name: str, architecture: Architecture) -> Copy:
+def _make_copy(weight: Weight, name: str, architecture: Architecture) -> Copy:
     target = TensorInfo(name, weight.dtype, weight.shape)
     is_tied = weight.role is Role.EMBEDDING and architecture.tied_embeddings
     saved = target.nbytes * _SAVED_TIED - target.shape[0] * _BYTES_OF_SCALE if is_tied else target.nbytes * _SAVED
@@ -203,7 +203,7 @@ def _join(segments: Iterable[Segment]) -> Iterator[Segment]:
         yield held
 
 
-def _drop(extra: Extra, checkpoint: Checkpoint) -> Drop:
+def _make_drop(extra: Extra, checkpoint: Checkpoint) -> Drop:
     constant = extra.kind.value if extra.kind in {ExtraKind.ONES, ExtraKind.ZEROS} else None
     must_equal = extra.twin if extra.kind is ExtraKind.TIED else constant
     return Drop(checkpoint.tensors[extra.source].info, extra.reason, must_equal)

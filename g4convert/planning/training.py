@@ -20,7 +20,7 @@ BATCH: Final = 4
 """Samples of a training step; they run in parallel if there are enough cores."""
 
 _FLOAT: Final = 4
-_OF_A_SCALE: Final = 5
+_FLOATS_OF_A_SCALE: Final = 5
 """Floats per scale, besides the gradients of each sample that runs."""
 _OF_HIDDEN, _OF_HEADS, _OF_MLP = 14, 6, 5
 """Floats that a layer keeps per token, as multiples of hidden size, width of all heads, and MLP width."""
@@ -52,8 +52,8 @@ class TrainingMemory:
         scales = sum(plan.quantized[number].scale.numel for number in trained)
         return cls(
             sum(step.packed.nbytes + step.scale.nbytes for step in packed) + _FLOAT * sum(one.numel for one in plain),
-            _FLOAT * scales * (_OF_A_SCALE + running),
-            _FLOAT * running * length * sum(_kept(text, layer) for layer in text.layers),
+            _FLOAT * scales * (_FLOATS_OF_A_SCALE + running),
+            _FLOAT * running * length * sum(_count_kept_floats(text, layer) for layer in text.layers),
             running,
         )
 
@@ -68,7 +68,7 @@ class TrainingMemory:
         return {"decoder": self.decoder, "scales": self.scales, plural(self.running, "sample"): self.samples}
 
 
-def _kept(text: TextModel, layer: Layer) -> int:
+def _count_kept_floats(text: TextModel, layer: Layer) -> int:
     """Return the number of floats that a layer keeps per token."""
     heads = layer.head_dim * (text.heads + 2 * (0 if layer.kv_shared else layer.kv_heads))
     mlp = layer.intermediate_size

@@ -95,23 +95,25 @@ def make_units(plan: Plan, layout: Layout, checkpoint: Checkpoint) -> tuple[Unit
     layered = {number for steps in layers.values() for number in steps.values()}
     tasks: list[Task] = []
     for copy in plan.copied:
-        tasks += _copy_tasks(copy, layout.placed[copy.target.name], checkpoint)
+        tasks += _make_copy_tasks(copy, layout.placed[copy.target.name], checkpoint)
     for number, step in enumerate(plan.quantized):
         if number not in layered:
-            tasks += _quantize_tasks(number, step, layout, checkpoint)
+            tasks += _make_quantize_tasks(number, step, layout, checkpoint)
     tasks.sort(key=lambda task: (task.file, task.begin, task.name))
-    return (*_gather(tasks), *(_layer(plan, steps, layout, checkpoint) for steps in layers.values()))
+    return (*_gather(tasks), *(_make_layer_unit(plan, steps, layout, checkpoint) for steps in layers.values()))
 
 
-def _layer(plan: Plan, steps: Mapping[str, int], layout: Layout, checkpoint: Checkpoint) -> Unit:
+def _make_layer_unit(plan: Plan, steps: Mapping[str, int], layout: Layout, checkpoint: Checkpoint) -> Unit:
     """Return a whole layer as one unit."""
     quantized = plan.quantized
     return tuple(
-        task for number in steps.values() for task in _quantize_tasks(number, quantized[number], layout, checkpoint)
+        task
+        for number in steps.values()
+        for task in _make_quantize_tasks(number, quantized[number], layout, checkpoint)
     )
 
 
-def _copy_tasks(step: Copy, placed: Placed, checkpoint: Checkpoint) -> Iterator[CopyTask | MoveTask]:
+def _make_copy_tasks(step: Copy, placed: Placed, checkpoint: Checkpoint) -> Iterator[CopyTask | MoveTask]:
     target = placed.begin
     if step.channels_last:
         stored = checkpoint.tensors[step.segments[0].source]
@@ -126,7 +128,7 @@ def _copy_tasks(step: Copy, placed: Placed, checkpoint: Checkpoint) -> Iterator[
             target += nbytes
 
 
-def _quantize_tasks(number: int, step: Quantize, layout: Layout, checkpoint: Checkpoint) -> Iterator[QuantizeTask]:
+def _make_quantize_tasks(number: int, step: Quantize, layout: Layout, checkpoint: Checkpoint) -> Iterator[QuantizeTask]:
     weight = step.weight
     stored = checkpoint.tensors[weight.segment.source]
     packed, scale = layout.placed[step.packed.name], layout.placed[step.scale.name]

@@ -7,7 +7,7 @@ from g4convert.names import Name
 from g4convert.planning.plan import Plan
 
 
-def planned_weights(plan: Plan) -> Weights:
+def make_planned_weights(plan: Plan) -> Weights:
     """Return the weights of a plan's output, with the `ignore` and `targets` of its config.
 
     Raises:

@@ -22,7 +22,7 @@ from pydantic import (
 from g4convert.bounded import MOST_YAML, read_text
 from g4convert.errors import UsageError
 from g4convert.plain_yaml import parse
-from g4convert.suggestions import nearest
+from g4convert.suggestions import suggest
 
 _PACKAGE: Final = Path(__file__).parents[1]
 _SHIPPED: Final = {
@@ -138,7 +138,7 @@ def load(name: str) -> Profile:
     """
     path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else _SHIPPED.get(name)
     if path is None:
-        hint = nearest(name, _SHIPPED) or f"shipped: {', '.join(_SHIPPED)}; a path works too"
+        hint = suggest(name, _SHIPPED) or f"shipped: {', '.join(_SHIPPED)}; a path works too"
         raise UsageError(f"profile {name}: not one of the shipped profiles", hint=hint)
     try:
         values = parse(read_text(path, MOST_YAML))

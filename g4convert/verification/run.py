@@ -25,7 +25,7 @@ from g4convert.checkpoint.uses import is_quantized
 from g4convert.errors import UsageError
 from g4convert.gemma4 import is_drafter
 from g4convert.progress import Progress
-from g4convert.report import Finding, Judged, Report, Severity
+from g4convert.report import Finding, LevelResult, Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.changed import find_changes, take_stamps
 from g4convert.verification.static.level import check_static, open_output
@@ -112,11 +112,13 @@ class _Opened:
                 return cls(None, broken, source)
 
 
-def _run_level(level: Level, asked: Request, directories: _Opened, progress: Progress, *, written: bool) -> Judged:
+def _run_level(level: Level, asked: Request, directories: _Opened, progress: Progress, *, written: bool) -> LevelResult:
     """Run a level that reads weights; the result has no metrics if the level could not run."""
     out = directories.out
     if out is None:
-        return Judged((_stopped_finding(level, "the files cannot be opened", "see the findings of level static"),), {})
+        return LevelResult(
+            (_stopped_finding(level, "the files cannot be opened", "see the findings of level static"),), {}
+        )
     match level:
         case Level.WEIGHTS:
             return _run_weights(asked, out, directories.source, progress, written=written)
@@ -132,20 +134,20 @@ def _run_level(level: Level, asked: Request, directories: _Opened, progress: Pro
 
 def _run_weights(
     asked: Request, out: Checkpoint, source: Checkpoint | None, progress: Progress, *, written: bool
-) -> Judged:
+) -> LevelResult:
     hashes = tuple(check_hashes(out))
     if source is None:
         why = "a stored reference holds no weights" if asked.is_captured else "there is no reference"
         severity = Severity.INCONCLUSIVE if asked.depth is Level.WEIGHTS else Severity.INFO
         remedy = "pass the checkpoint itself: --reference MODEL"
         stopped = _stopped_finding(Level.WEIGHTS, why, remedy, severity=severity, outcome="values not compared")
-        return Judged((*hashes, stopped), {})
+        return LevelResult((*hashes, stopped), {})
     from g4convert.verification.weights.level import bound, check_weights  # noqa: PLC0415 -- brings torch; static needs none
 
     progress.say(f"verifying level weights: {bound(out)}")
     rows: list[dict[str, Any]] = []
     findings = check_weights(out, source, progress=progress, table=rows, recorded=written)
-    return Judged((*hashes, *findings), {"weights": {"tensors": rows}})
+    return LevelResult((*hashes, *findings), {"weights": {"tensors": rows}})
 
 
 def _check_request(asked: Request) -> None:
@@ -154,7 +156,7 @@ def _check_request(asked: Request) -> None:
     if asked.depth is Level.LOGITS:
         from g4convert.verification.profiles import load  # noqa: PLC0415 -- brings yaml and pydantic
 
-        needs_no_reference = load(asked.judged_by).compares == "parity"
+        needs_no_reference = load(asked.profile_name).compares == "parity"
     if asked.reference is None and not needs_no_reference:
         text = f"level {asked.depth} needs a reference"
         if asked.implied_by:

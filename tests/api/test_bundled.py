@@ -6,8 +6,8 @@ import pytest
 from conftest import Checkpoints
 
 from g4convert import plan
-from g4convert.api.bundled import bundled_tokens
-from g4convert.api.calibrate import bundled_ids
+from g4convert.api.bundled import count_bundled_tokens
+from g4convert.api.calibrate import make_bundled_ids
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.planning.costs import BUNDLED_TOKENS
 
@@ -15,7 +15,7 @@ from g4convert.planning.costs import BUNDLED_TOKENS
 @pytest.mark.parametrize("family", ["moe", "text"])
 def test_a_plan_counts_by_the_tokenizer_of_the_model(family: str, checkpoints: Checkpoints) -> None:
     source = checkpoints(family)
-    made = bundled_ids(source)
+    made = make_bundled_ids(source)
     counted = max(one.tokens for one in plan(source).costs)
     assert counted != BUNDLED_TOKENS
     assert counted == pytest.approx(made.samples * made.length, rel=0.25)
@@ -30,4 +30,4 @@ def test_without_a_tokenizer_the_released_vocabulary_counts(
         (tmp_path / file.name).symlink_to(file)
     if words is not None:
         (tmp_path / "tokenizer.json").write_text(words)
-    assert bundled_tokens(Checkpoint.open(tmp_path)) == BUNDLED_TOKENS
+    assert count_bundled_tokens(Checkpoint.open(tmp_path)) == BUNDLED_TOKENS

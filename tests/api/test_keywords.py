@@ -9,7 +9,7 @@ import pytest
 from helpers.program import Program, g4convert
 
 from g4convert import calibrate, fit, plan, quantize
-from g4convert.api.keywords import keyworded
+from g4convert.api.keywords import add_keyword_notes
 from g4convert.errors import G4Error, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def noted(message: str, hint: str = "", offenders: Sequence[str] = ()) -> list[s
         raise UsageError(message, hint=hint, offenders=offenders)
 
     with pytest.raises(UsageError) as refused:
-        keyworded(call)()
+        add_keyword_notes(call)()
     assert (refused.value.message, refused.value.hint) == (message, hint)
     assert refused.value.offenders == tuple(offenders)
     return getattr(refused.value, "__notes__", [])

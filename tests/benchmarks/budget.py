@@ -35,18 +35,18 @@ from g4convert.api.calibrate import calibrate
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.result import MethodChoice
 from g4convert.fitting.bench import Bench
-from g4convert.fitting.choices import Form, label_of, parse_choices
-from g4convert.fitting.choosing import choose_for, presets
+from g4convert.fitting.choices import Form, label_form, parse_choices
+from g4convert.fitting.choosing import choose_for, measure_presets
 from g4convert.fitting.inputs import Inputs
-from g4convert.fitting.measures import smoothed
+from g4convert.fitting.measures import smooth_losses
 from g4convert.fitting.outputs import OutputErrors
-from g4convert.fitting.parts import Part, parts_of
+from g4convert.fitting.parts import Part, find_parts
 from g4convert.fitting.problem import Assignment, Losses, Problem
 from g4convert.fitting.rounding import Rounder
-from g4convert.fitting.sensitivities import LossUnit, Sensitivities, measure
-from g4convert.fitting.standing import Standing, scaled
+from g4convert.fitting.sensitivities import LossUnit, Sensitivities, measure_missing
+from g4convert.fitting.standing import StandIn, scale_losses
 from g4convert.fitting.target import Bits, Size
-from g4convert.fitting.writing import recipe_text, recipe_values
+from g4convert.fitting.writing import format_yaml, make_values
 from g4convert.forward.load import load
 from g4convert.planning.layout import lay_out
 from g4convert.planning.recipe_files import load as recipe
@@ -91,7 +91,7 @@ class Once(Bench):
     def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
         """KL of each sequence, measured or known."""
         given = [*forms]
-        key = (("method", self.rounder.method.value), *((part.name, label_of(form)) for part, form in given))
+        key = (("method", self.rounder.method.value), *((part.name, label_form(form)) for part, form in given))
         if key not in KNOWN:
             KNOWN[key] = Bench.losses(self, given)
         return KNOWN[key]
@@ -111,7 +111,7 @@ class Measured:
 
     linears: Problem
     tables: Problem
-    whole: Standing
+    whole: StandIn
     losses: Losses
     errors: OutputErrors | None
 
@@ -157,44 +157,44 @@ class Fits:
             rounder = Rounder(MethodChoice(Method(method), ""), architecture, pool, statistics=weighed.statistics)
             path, model = self.directory / f"sensitivities-{method}.json", load(self.checkpoint)
             known = Sensitivities.at(path, run.basis(self.checkpoint, rounder, LossUnit.KL, "float32"))
-            measure(tables, Once.of(model, run.ids, rounder), known, path, Progress(), lambda: None)
+            measure_missing(tables, Once.of(model, run.ids, rounder), known, path, Progress(), lambda: None)
             errors = None
             if any(row.by == LossUnit.OUTPUT_ERROR for row in of(method)):
                 errors = OutputErrors(self.checkpoint, rounder, run.ids, {})
                 kept = Sensitivities(known.basis, errors.known)
-                measure(tables, errors, kept, self.directory / "e.json", Progress(), lambda: None)
-            whole = Standing(Once.of(model, run.held_out, rounder), rounder.share)
-            losses = scaled(smoothed(tables, known.losses), tables.free, rounder.share)
+                measure_missing(tables, errors, kept, self.directory / "e.json", Progress(), lambda: None)
+            whole = StandIn(Once.of(model, run.held_out, rounder), rounder.share)
+            losses = scale_losses(smooth_losses(tables, known.losses), tables.free, rounder.share)
             yield Measured(linears, tables, whole, losses, errors)
 
     def _write(self, row: Row, by: Measured) -> None:
         if row.bits is None and not row.like:
             values = row.values or {**self._values(row.by), "method": row.method}
-            self._keep(row, recipe_text(values, []), by, {})
+            self._keep(row, format_yaml(values, []), by, {})
             return
         problem = by.tables if row.tables else by.linears
         target = Bits(row.bits) if row.bits else Size(json.loads(self._facts(self._like(row)).read_text())["bytes"])
         if row.by == LossUnit.KL:
-            shipped = presets(problem, self.checkpoint, by.whole)
-            point = choose_for(target, problem.frontier(by.losses), by.whole, shipped)[-1]
+            shipped = measure_presets(problem, self.checkpoint, by.whole)
+            point = choose_for(target, problem.solve(by.losses), by.whole, shipped)[-1]
         elif by.errors is None:
             raise ValueError(row)
         else:
-            shipped = presets(problem, self.checkpoint, by.errors)
-            point = choose_for(target, problem.frontier(by.errors.known), by.errors, shipped)[-1]
+            shipped = measure_presets(problem, self.checkpoint, by.errors)
+            point = choose_for(target, problem.solve(by.errors.known), by.errors, shipped)[-1]
         predicted = {"predicted": point.predicted} if row.by == LossUnit.KL else {}
-        values = recipe_values(problem, point.assignment)
-        self._keep(row, recipe_text(values, []), by, {"chosen": point.name, **predicted})
+        values = make_values(problem, point.assignment)
+        self._keep(row, format_yaml(values, []), by, {"chosen": point.name, **predicted})
 
     def _keep(self, row: Row, text: str, by: Measured, facts: Mapping[str, Any]) -> None:
         """Write a recipe, and what is known of it."""
         file = self.directory / "recipes" / f"{row.name}.yaml"
         file.write_text(text)
         plan = make_plan(self.checkpoint, recipe(str(file)).recipe)
-        chosen: Assignment = {part.name: part.base for part in parts_of(plan)}
-        forms = json.dumps([row.method, sorted((name, label_of(form)) for name, form in chosen.items())])
+        chosen: Assignment = {part.name: part.base for part in find_parts(plan)}
+        forms = json.dumps([row.method, sorted((name, label_form(form)) for name, form in chosen.items())])
         nbytes = lay_out(plan).tensor_bytes
-        whole = fmean(by.whole.losses((part, part.base) for part in parts_of(plan)))
+        whole = fmean(by.whole.losses((part, part.base) for part in find_parts(plan)))
         known = {"bytes": nbytes, "bits": by.linears.bits(nbytes), "whole": whole}
         known |= {"packings": sha256(forms.encode()).hexdigest(), **facts}
         self._facts(row.name).write_text(json.dumps(known))

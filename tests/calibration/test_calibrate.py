@@ -168,7 +168,7 @@ def test_stopped_it_continues_with_the_same_ids(
         with pytest.raises(Interrupted):
             calibrate(model, path, **few, seed=seed, progress=Stopping())
         assert not path.exists()
-    monkeypatch.delattr("g4convert.api.asked.sample")  # ids are there, and are not made again
+    monkeypatch.delattr("g4convert.api.calibration_request.sample")  # ids are there, and are not made again
     done = calibrate(model, path, **few)
     assert done.to_dict() == whole.to_dict() | {"output": str(path)}
     assert sorted(one.name for one in tmp_path.iterdir()) == ["c.safetensors", "whole.safetensors"]
@@ -237,7 +237,9 @@ def test_a_number_of_samples_that_is_the_usual_one_makes_the_same_file(
     calibrate(model, path, samples=made.tokens.samples - 1, overwrite=True, **how)
     with pytest.raises(UsageError, match=f"made with --samples {made.tokens.samples - 1}"):
         calibrate(model, path, **how)
-    monkeypatch.setattr("g4convert.api.made_before._content", id)  # as of answers, which are not given again
+    monkeypatch.setattr(
+        "g4convert.api.existing_calibration._decided_content", id
+    )  # as of answers, which are not given again
     calibrate(model, path, overwrite=True, **how)
     with pytest.raises(UsageError, match="made without --samples"):
         calibrate(model, path, samples=made.tokens.samples, **how)

@@ -23,8 +23,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import Gemma4ImageProcessorPil
 
 from g4convert import quantize
-from g4convert.api.bundled import bundled_tokens
-from g4convert.api.calibrate import bundled_ids, calibrate
+from g4convert.api.bundled import count_bundled_tokens
+from g4convert.api.calibrate import calibrate, make_bundled_ids
 from g4convert.calibration.documents import KINDS, PICTURES, bundled_documents, hash_of_documents, read_documents
 from g4convert.calibration.drawings import draw
 from g4convert.calibration.record import record
@@ -36,7 +36,7 @@ from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.pictures import Patches, Pictures
 from g4convert.conversion.statistics import source_of
 from g4convert.errors import InputError, Interrupted, UsageError
-from g4convert.fitting.inputs import rows_to_run
+from g4convert.fitting.inputs import choose_rows
 from g4convert.forward.models import read_config
 from g4convert.forward.patches import PictureCutter, as_floats, merged
 from g4convert.progress import Progress
@@ -361,8 +361,8 @@ def test_bundled_pictures_are_a_kind_of_text_beside_the_models_answers(
         texts = [Written(one.kind, tuple(frame.encode(one.text)), whole=True) for one in order]
         return texts[: int(np.searchsorted(np.cumsum([len(one.ids) for one in texts]), how["enough"])) + 1]
 
-    monkeypatch.setattr("g4convert.api.asked.load", lambda *_, **__: None)
-    monkeypatch.setattr("g4convert.api.asked.answered", answered)
+    monkeypatch.setattr("g4convert.api.calibration_request.load", lambda *_, **__: None)
+    monkeypatch.setattr("g4convert.api.calibration_request.answer_questions", answered)
     how: dict[str, Any] = {"samples": 96, "length": 160, "statistics": False}
     few = calibrate(e2b, tmp_path / "few.safetensors", answers=False, **how | {"samples": 8})
     assert few.texts["pictures"] == "none: other texts fill the samples"
@@ -371,15 +371,15 @@ def test_bundled_pictures_are_a_kind_of_text_beside_the_models_answers(
         assert 70 < made.texts["kinds"][PICTURES] < 0.25 * made.tokens.ids.size
         assert ("with pictures as they are" in made.texts["answers"]) is answers
         assert made.texts["pictures"] == len(made.tokens.pictures or ())
-    assert bundled_ids(e2b).pictures is None, "its rows have 32 ids"
+    assert make_bundled_ids(e2b).pictures is None, "its rows have 32 ids"
     config = json.loads((e2b / "config.json").read_text())
     config["text_config"]["sliding_window"] = 128
     wide = tmp_path / "wide"
     shutil.copytree(e2b, wide)
     (wide / "config.json").write_text(json.dumps(config))
-    found = bundled_ids(wide)
+    found = make_bundled_ids(wide)
     assert found.pictures is not None
-    assert bundled_tokens(Checkpoint.open(wide)) == pytest.approx(found.ids.size, rel=0.25)
+    assert count_bundled_tokens(Checkpoint.open(wide)) == pytest.approx(found.ids.size, rel=0.25)
 
 
 class Stopping(Progress):
@@ -403,7 +403,9 @@ def test_a_stopped_calibration_keeps_its_pictures(moe: Path, tmp_path: Path, mon
     calibrate(moe, tmp_path / "whole.safetensors", **how)
     with pytest.raises(Interrupted):
         calibrate(moe, tmp_path / "parts.safetensors", **how, progress=Stopping())
-    monkeypatch.delattr("g4convert.api.asked.sample")  # ids and pictures are there, and are not made again
+    monkeypatch.delattr(
+        "g4convert.api.calibration_request.sample"
+    )  # ids and pictures are there, and are not made again
     calibrate(moe, tmp_path / "parts.safetensors", **how)
     assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert CalibrationFile.load(tmp_path / "parts.safetensors").pictures is not None
@@ -494,9 +496,9 @@ def test_best_trains_on_samples_without_pictures(e2b: Path, tmp_path: Path) -> N
 
 
 def test_fit_runs_rows_without_pictures(e2b: Path, tmp_path: Path) -> None:
-    chosen, others, _ = rows_to_run(shown(e2b, [["boat"], [], [], [], ["clock"], []]), None, None, tmp_path)
+    chosen, others, _ = choose_rows(shown(e2b, [["boat"], [], [], [], ["clock"], []]), None, None, tmp_path)
     assert (chosen, others) == ([1, 2], [3, 5])
     judging = shown(e2b, [[], [], [], ["boat"]])
     assert judging.judges == judging.pictured
-    chosen, others, _ = rows_to_run(judging, None, None, tmp_path)
+    chosen, others, _ = choose_rows(judging, None, None, tmp_path)
     assert (len(chosen), len(others)) == (1, 2)

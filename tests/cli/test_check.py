@@ -11,7 +11,7 @@ from helpers.configs import LAYER, copied, damaged, good, lose, without
 from helpers.program import g4convert
 from helpers.released_configs import stored
 
-from g4convert.cli.next_steps import made_anew
+from g4convert.cli.next_steps import requantize_command
 from g4convert.gemma4 import Architecture
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def test_a_snapshot_is_mended_as_a_copy(command: str, g4convert: Program, in_cac
 @pytest.mark.parametrize("name", ["somebody/gemma", "somebody/gemma@main"])
 def test_an_output_made_anew_has_the_name_of_the_repository(name: str, in_cache: Path) -> None:
     assert in_cache
-    assert " -o gemma-2" in made_anew(name)
-    assert " -o gemma-2" in made_anew(str(in_cache))
+    assert " -o gemma-2" in requantize_command(name)
+    assert " -o gemma-2" in requantize_command(str(in_cache))
 
 
 def test_the_command_does_not_change_a_cache(g4convert: Program, in_cache: Path) -> None:

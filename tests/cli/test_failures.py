@@ -42,7 +42,7 @@ def test_a_long_error_does_not_drown_the_terminal(misfit: Path, g4convert: Progr
 def test_errors_keep_every_offender(capsys: pytest.CaptureFixture[str]) -> None:
     problem = InputError("wrong", offenders=map(str, range(11_000)), hint="right it")
     assert len(problem.offenders) == 11_000
-    show.error(show.messages(no_color=True), problem)
+    show.print_error(show.messages(no_color=True), problem)
     assert capsys.readouterr().err.splitlines()[-2:] == ["  and 10,980 more (-v lists all)", "hint: right it"]
 
 

@@ -136,7 +136,7 @@ STOPPED_LATE = """
 import sys
 from g4convert.cli import app, start, stops
 def late(_):
-    if "told" in sys.argv: stops.tell()
+    if "told" in sys.argv: stops.note_printing()
     raise KeyboardInterrupt
 app.main = late
 start.main(["plan"])

@@ -10,7 +10,7 @@ from helpers.grids import covering
 from helpers.program import Program, g4convert
 
 from g4convert.planning.recipe import Recipe
-from g4convert.planning.recipe_files import shipped
+from g4convert.planning.recipe_files import load_shipped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,8 +113,8 @@ def test_show_config_says_where_values_come_from(g4convert: Program) -> None:
 
 def test_recipe_commands(g4convert: Program) -> None:
     listed = g4convert("recipe", "list").out
-    assert [line.split()[0] for line in listed.splitlines()] == list(shipped())
-    assert json.loads(g4convert("recipe", "list", "--json").out).keys() == shipped().keys()
+    assert [line.split()[0] for line in listed.splitlines()] == list(load_shipped())
+    assert json.loads(g4convert("recipe", "list", "--json").out).keys() == load_shipped().keys()
     assert g4convert("recipe", "show", "text-only").out.startswith("# g4convert quantize MODEL -o OUT -r text-only\n")
     checked = g4convert("recipe", "check", "text-only").out
     assert ["layout", "text-only", "recipe", "text-only"] in [line.split() for line in checked.splitlines()]

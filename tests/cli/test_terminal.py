@@ -15,7 +15,7 @@ from helpers.program import Program, g4convert
 from rich.console import Console
 
 from g4convert.cli.next_steps import show_next
-from g4convert.cli.tables import in_lines, prose
+from g4convert.cli.tables import break_command, print_prose
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -79,17 +79,17 @@ def test_sentences_break_at_words_on_a_terminal_alone() -> None:
     told = {}
     for terminal in (True, False):
         file = io.StringIO()
-        prose(
+        print_prose(
             Console(file=file, force_terminal=terminal, width=24, no_color=True),
             "[dim]a sentence[/] of words",
             indent=2,
         )
-        prose(Console(file=file, force_terminal=terminal, width=24, no_color=True), "and \x1b[31m an escape")
+        print_prose(Console(file=file, force_terminal=terminal, width=24, no_color=True), "and \x1b[31m an escape")
         told[terminal] = file.getvalue().replace("\x1b[2m", "").replace("\x1b[0m", "").splitlines()
     assert told[True][:2] == ["  a sentence of words", "and \\x1b[31m an escape"]
     assert told[False][0] == "  a sentence of words"
     narrow = io.StringIO()
-    prose(Console(file=narrow, force_terminal=True, width=12, no_color=True), "a sentence of words", indent=2)
+    print_prose(Console(file=narrow, force_terminal=True, width=12, no_color=True), "a sentence of words", indent=2)
     assert narrow.getvalue().splitlines() == ["  a sentence", "  of words"]
 
 
@@ -108,9 +108,9 @@ def test_a_next_command_stays_whole_on_a_narrow_terminal() -> None:
 def test_a_command_in_lines_is_the_same_command() -> None:
     command = "g4convert quantize 'my model' -o \"it's\" --pack attention --pack mlp"
     for width in (10, 30, 40, 200):
-        lines = in_lines("  in full: ", command, width)
+        lines = break_command("  in full: ", command, width)
         assert shlex.split(lines.removeprefix("  in full: ").replace("\\\n", "")) == shlex.split(command)
-    assert in_lines("next: ", command, 60).splitlines() == [
+    assert break_command("next: ", command, 60).splitlines() == [
         "next: g4convert quantize 'my model' -o \"it's\" \\",
         "      --pack attention --pack mlp",
     ]

@@ -207,7 +207,7 @@ def test_router_overlap_is_explained_where_there_are_experts(overlap: float) -> 
     file = StringIO()
     loss = {"lower_bound": False, "router_jaccard_min": overlap}
     found = Report((), ("logits",), {"loss": loss, "floor": {"values": {}}})
-    show_report.report(Console(file=file, width=400), found, strict=False, verbose=False)
+    show_report.print_report(Console(file=file, width=400), found, strict=False, verbose=False)
     assert "Sure: where" in file.getvalue()
     assert ("Router overlap: of the experts" in file.getvalue()) is (overlap == 0.9)
 
@@ -227,7 +227,7 @@ def test_a_path_without_a_difference_is_a_sentence(text_out: tuple[Path, Path]) 
 
     source, out = text_out
     found, brief = verify(Request(out, source, Level.LOGITS)), StringIO()
-    show_report.report(Console(file=brief, width=100), found, strict=False, verbose=False)
+    show_report.print_report(Console(file=brief, width=100), found, strict=False, verbose=False)
     told = brief.getvalue()
     after = told.partition("\nwhether the packed weights compute the same as the dequantized ones: ")[2]
     assert " ".join(after.split()).startswith("yes, to the last bit, in all ")

@@ -13,7 +13,7 @@ from helpers.program import Program, brief, g4convert
 from helpers.verified import prompts, text_out
 
 from g4convert.cli import show_report
-from g4convert.cli.next_steps import made_anew
+from g4convert.cli.next_steps import requantize_command
 from g4convert.report import Finding, Report, Severity
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def test_a_next_step_names_the_original_where_it_is(
     following = f"next: g4convert verify {out} --reference {{}}  # compares every weight with the original's"
     monkeypatch.chdir(source.parent)
     assert g4convert("verify", out).out.splitlines()[-1] == following.format(source.name)
-    assert f" quantize {source.name} -o {out.name}-2" in made_anew(str(out))
+    assert f" quantize {source.name} -o {out.name}-2" in requantize_command(str(out))
     other = tmp_path / source.name
     other.mkdir()
     (other / "config.json").write_text("{}")
@@ -168,8 +168,8 @@ def test_a_loss_that_fails_names_one_command(
     text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Report] = []
-    show = show_report.report
-    monkeypatch.setattr(show_report, "report", lambda at, one, **how: (told.append(one), show(at, one, **how)))
+    show = show_report.print_report
+    monkeypatch.setattr(show_report, "print_report", lambda at, one, **how: (told.append(one), show(at, one, **how)))
     source, out = text_out
     strict = profile(tmp_path / "strict.yaml", 0.0, 1e-9)
     ran = g4convert("verify", out, "--reference", source, "--profile", strict)

@@ -12,7 +12,8 @@ from helpers.program import Program, brief, g4convert
 from helpers.verified import logits, prompts, text_out
 
 from g4convert.errors import UsageError
-from g4convert.request import DEFAULTS, Level, MemoryUse, Request, Settings
+from g4convert.request import DEFAULTS, Level, Request, Settings
+from g4convert.run_options import MemoryUse
 
 if TYPE_CHECKING:
     from conftest import Checkpoints

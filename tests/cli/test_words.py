@@ -11,7 +11,7 @@ from helpers.program import Program, g4convert
 
 from g4convert.errors import UsageError
 from g4convert.planning.recipe_files import load
-from g4convert.suggestions import nearest
+from g4convert.suggestions import suggest
 
 __all__ = ["g4convert"]  # a fixture
 
@@ -71,7 +71,7 @@ def test_a_value_that_cannot_be_is_refused_in_own_words(key: str, value: object,
     ],
 )
 def test_only_a_name_that_is_near_is_offered(given: str, known: tuple[str, ...], meant: str) -> None:
-    assert nearest(given, known) == (f"did you mean {meant}?" if meant else "")
+    assert suggest(given, known) == (f"did you mean {meant}?" if meant else "")
 
 
 def test_the_readme_names_arguments_as_the_help_does(g4convert: Program) -> None:

@@ -29,7 +29,7 @@ from g4convert.conversion.run import convert
 from g4convert.gemma4 import Architecture, Role
 from g4convert.planning.layout import lay_out
 from g4convert.planning.recipe_files import load
-from g4convert.planning.sizes import role_sizes
+from g4convert.planning.sizes import add_up_sizes
 from g4convert.progress import Progress
 from g4convert.quantization import Method, TileStats
 
@@ -223,7 +223,7 @@ def test_a_card_does_not_say_that_a_kept_drafter_is_quantized(checkpoints: Check
 def test_role_sizes_add_up_to_the_plan(family: str) -> None:
     for recipe in ("w4a16-g32", "w8a16-g32"):
         plan = planned(FAMILIES[family], recipe)
-        rows = role_sizes(plan)
+        rows = add_up_sizes(plan)
         layout = lay_out(plan)
         assert sum(row.after for row in rows) == layout.tensor_bytes
         assert sum(row.before for row in rows) == sum(

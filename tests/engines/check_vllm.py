@@ -30,7 +30,7 @@ from helpers.rewriting import rewritten
 from g4convert.api.fit import fit
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.demo.trained import trained
+from g4convert.demo.trained import find_trained
 from g4convert.forward.load import load
 from g4convert.gemma4 import Architecture
 from g4convert.gemma4.family import Family
@@ -38,7 +38,7 @@ from g4convert.inspection.fix import fix
 from g4convert.planning.recipe_files import load as recipe_of
 from g4convert.planning.steps import make_plan
 from g4convert.progress import Progress
-from g4convert.report import Judged, Severity
+from g4convert.report import LevelResult, Severity
 from g4convert.verification.engine.level import check_engine, score_some_tokens
 from g4convert.verification.engine.prompts import EngineRefusal
 from g4convert.verification.engine.vllm import Vllm, vllm
@@ -59,7 +59,7 @@ def written(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) 
         name = f"{family.replace(' ', '-')}-{recipe}"
         if name not in made:
             made[name] = root / name
-            quantized(trained(Family.MOE) if family == "trained moe" else checkpoints(family), made[name], recipe)
+            quantized(find_trained(Family.MOE) if family == "trained moe" else checkpoints(family), made[name], recipe)
         return made[name]
 
     return get
@@ -71,7 +71,7 @@ def served(checkpoint: Path, dtype: str) -> Iterator[Vllm]:
         yield engine
 
 
-def judged(checkpoint: Path, dtype: str) -> Judged:
+def judged(checkpoint: Path, dtype: str) -> LevelResult:
     """A few probes of each kind."""
     model = load(checkpoint, packed=False)
     probes = [score_some_tokens(probe) for probe in make_probes(model, checkpoint, tokens=1)]
@@ -81,7 +81,7 @@ def judged(checkpoint: Path, dtype: str) -> Judged:
         )
 
 
-def show(name: str, found: Judged) -> None:
+def show(name: str, found: LevelResult) -> None:
     """The figures, with -s; what was found, if the engine did not start."""
     assert found.metrics, [one.line for one in found.findings]
     for bucket in found.metrics["engine"]["buckets"]:
@@ -91,7 +91,7 @@ def show(name: str, found: Judged) -> None:
         )
 
 
-def agrees_to_1e_4(name: str, found: Judged) -> set[str]:
+def agrees_to_1e_4(name: str, found: LevelResult) -> set[str]:
     """Assert that nothing is missing and nothing differs; the buckets that were compared."""
     show(name, found)
     assert not [one.line for one in found.findings if one.severity in BAD]

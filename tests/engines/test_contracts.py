@@ -34,7 +34,7 @@ from g4convert.engines.module import LM_HEAD, Accepts, Module, ModuleKind, renam
 from g4convert.errors import UsageError
 from g4convert.forward.models import model_class
 from g4convert.gemma4 import Architecture, expected_weights
-from g4convert.planning.recipe_files import load, shipped
+from g4convert.planning.recipe_files import load, load_shipped
 from g4convert.planning.steps import make_plan
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def labelled(label: str) -> Contract:
 
 
 def plans(family: str) -> Iterator[tuple[str, Plan]]:
-    for recipe in shipped():
+    for recipe in load_shipped():
         with suppress(UsageError):
             yield recipe, make_plan(opened(FAMILIES[family]), load(recipe, {"assistant": "pack"}).recipe)
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, Gemma4Config
 from g4convert.engines.advice import raise_if_refused
 from g4convert.engines.verdicts import verdicts
 from g4convert.errors import GateError
-from g4convert.planning.weights import planned_weights
+from g4convert.planning.weights import make_planned_weights
 
 WIDTHS = "layers with heads of several sizes"
 
@@ -23,18 +23,18 @@ def one_width(config: Config) -> Config:
 @pytest.mark.parametrize("size", ["E2B", "26B-A4B", "31B"])
 def test_sglang_takes_heads_of_several_sizes_only_from_a_whole_model(size: str) -> None:
     options = {"pack": ["attention", "mlp"]}
-    weights = planned_weights(planned(small(size), **options, layout="text-only"))
+    weights = make_planned_weights(planned(small(size), **options, layout="text-only"))
     (found,) = verdicts_with_remedies(weights, ["sglang"], [2])
     assert (found.loads, found.tp, found.kernels) == (NO, 2, ())
     assert WIDTHS in found.told[0].line
     assert [one.text for one in found.ways] == ["quantize the whole model without `--layout text-only`"]
     assert verdict(weights, "vllm", 1).loads is YES
-    assert verdict(planned_weights(planned(small(size), **options)), "sglang", 1).loads is YES
+    assert verdict(make_planned_weights(planned(small(size), **options)), "sglang", 1).loads is YES
 
 
 def test_sglang_takes_a_text_only_model_whose_layers_are_alike() -> None:
-    assert verdict(planned_weights(planned(one_width(text_only("31B")))), "sglang", 1).loads is YES
-    assert verdict(planned_weights(planned(assistant("31B"))), "sglang", 1).loads is YES
+    assert verdict(make_planned_weights(planned(one_width(text_only("31B")))), "sglang", 1).loads is YES
+    assert verdict(make_planned_weights(planned(assistant("31B"))), "sglang", 1).loads is YES
 
 
 @pytest.mark.parametrize("family", ["text", "dense"])
@@ -47,7 +47,7 @@ def test_sizes_that_differ_by_layer_are_an_error_in_the_config_that_sglang_reads
 
 
 def test_an_engine_that_does_not_start_leaves_the_advice_to_the_others() -> None:
-    weights = planned_weights(planned(small("26B-A4B"), layout="text-only"))
+    weights = make_planned_weights(planned(small("26B-A4B"), layout="text-only"))
     found = verdicts(weights, ["vllm", "sglang"], [4])
     with pytest.raises(GateError) as caught:
         raise_if_refused(weights, found, ["vllm", "sglang"], [4])

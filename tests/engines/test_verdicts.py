@@ -16,8 +16,8 @@ from g4convert.engines.limits import (
 from g4convert.engines.remarks import Topic
 from g4convert.engines.verdicts import BASIS, Loads, verdicts
 from g4convert.planning.recipe import EngineName
-from g4convert.planning.sizes import role_sizes
-from g4convert.planning.weights import planned_weights
+from g4convert.planning.sizes import add_up_sizes
+from g4convert.planning.weights import make_planned_weights
 
 Row = tuple[str, dict[str, object], str, int, Loads, tuple[str, ...]]
 
@@ -112,13 +112,13 @@ def test_an_engine_loads_what_its_limits_allow(case: Row) -> None:
 @pytest.mark.parametrize("size", two_when_quick(RELEASED))
 def test_the_size_that_is_told_is_that_of_the_files(size: str) -> None:
     plan = planned(released(size))
-    files = sum(one.after for one in role_sizes(plan))
-    assert planned_weights(plan).nbytes == pytest.approx(files, rel=0.01)
+    files = sum(one.after for one in add_up_sizes(plan))
+    assert make_planned_weights(plan).nbytes == pytest.approx(files, rel=0.01)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_a_router_that_others_packed_is_left_in_bf16(engine: str) -> None:
-    weights = planned_weights(planned(small(MOE), pack=["attention"]))
+    weights = make_planned_weights(planned(small(MOE), pack=["attention"]))
     router = "model.language_model.layers.0.router.proj"
     (found,) = verdicts_with_remedies(
         replace(weights, packed={**weights.packed, router: Packing(4, 32)}), [engine], [1]
@@ -142,7 +142,7 @@ def test_a_drafter_loads_kept_and_packed(size: str, engine: str) -> None:
     for option in ("keep", "pack"):
         plan = planned(assistant(size), assistant=option)
         assert bool(plan.quantized) is (option == "pack")
-        assert verdict(planned_weights(plan), engine, 1).loads is YES
+        assert verdict(make_planned_weights(plan), engine, 1).loads is YES
 
 
 def test_hopper_has_machete_for_larger_groups_and_humming_for_others() -> None:
@@ -172,7 +172,7 @@ def test_a_cpu_has_no_kernel_for_experts_in_groups_of_32() -> None:
     ],
 )
 def test_a_module_that_must_stay_plain_is_refused_packed(size: str, module: str, engine: str, text: str) -> None:
-    weights = planned_weights(planned(small(size), pack=["attention"]))
+    weights = make_planned_weights(planned(small(size), pack=["attention"]))
     assert verdict(weights, engine, 1).loads is YES
     packed = replace(weights, packed={**weights.packed, module: Packing(4, 32)})
     found = verdict(packed, engine, 1)
@@ -188,7 +188,7 @@ def test_a_module_that_must_stay_plain_is_refused_packed(size: str, module: str,
     ],
 )
 def test_the_prefix_that_was_missing(ignore: str, engine: str, text: str) -> None:
-    weights = planned_weights(planned(small("12B")))
+    weights = make_planned_weights(planned(small("12B")))
     kept = [entry for entry in weights.ignore if "vision_embedder" not in entry]
     found = verdict(replace(weights, ignore=(*kept, ignore)), engine, 1)
     assert [one.line.startswith(text) for one in found.problems] == ([True] if text else [])
@@ -196,7 +196,7 @@ def test_the_prefix_that_was_missing(ignore: str, engine: str, text: str) -> Non
 
 def test_the_linear_that_sglang_does_not_know() -> None:
     """Full names of a tower, as in its files: q, k, v, gate and up are fused there, without `.linear`."""
-    weights = planned_weights(planned(small("31B")))
+    weights = make_planned_weights(planned(small("31B")))
     tower = [module for module in weights.shapes if "vision_tower" in module]
     listed = replace(weights, ignore=(*(entry for entry in weights.ignore if "vision_tower" not in entry), *tower))
     assert verdict(listed, "vllm", 1).loads is YES
@@ -206,7 +206,7 @@ def test_the_linear_that_sglang_does_not_know() -> None:
 
 
 def test_half_a_fused_module_is_refused_by_those_that_fuse() -> None:
-    weights = planned_weights(planned(small("31B")))
+    weights = make_planned_weights(planned(small("31B")))
     gate = "model.language_model.layers.0.mlp.gate_proj"
     packed = {module: how for module, how in weights.packed.items() if module != gate}
     half = replace(weights, packed=packed, ignore=(*weights.ignore, gate))
@@ -218,7 +218,7 @@ def test_half_a_fused_module_is_refused_by_those_that_fuse() -> None:
 
 
 def test_a_lost_weight_is_named_with_what_the_engine_does_about_it() -> None:
-    weights = planned_weights(planned(small("31B")))
+    weights = make_planned_weights(planned(small("31B")))
     lost = "model.language_model.layers.0.mlp.down_proj"
     shapes = {module: shape for module, shape in weights.shapes.items() if module != lost}
     packed = {module: how for module, how in weights.packed.items() if module != lost}
@@ -228,7 +228,7 @@ def test_a_lost_weight_is_named_with_what_the_engine_does_about_it() -> None:
 
 
 def test_one_expert_speaks_for_all_that_are_stored_alike() -> None:
-    weights = planned_weights(planned(small(MOE)))
+    weights = make_planned_weights(planned(small(MOE)))
     thin = weights.thinned()
     assert len(thin.shapes) < len(weights.shapes)
     assert set(thin.forms.values()) == {Stored.PACKED, Stored.PLAIN}

@@ -157,7 +157,7 @@ def test_a_recipe_that_names_engines_holds_its_plan() -> None:
 
 def told(found: Iterable[Verdict], **how: str) -> str:
     written = StringIO()
-    show_engines.verdicts(Console(file=written, width=400), found, **how)
+    show_engines.print_verdicts(Console(file=written, width=400), found, **how)
     return written.getvalue()
 
 

@@ -24,7 +24,7 @@ from g4convert.fitting.choices import parse_choices
 from g4convert.fitting.divergence import Divergence
 from g4convert.fitting.problem import Assignment, Problem
 from g4convert.fitting.rounding import Rounder
-from g4convert.fitting.writing import recipe_values
+from g4convert.fitting.writing import make_values
 from g4convert.forward.load import load
 from g4convert.forward.logits import Head
 from g4convert.forward.models import Model
@@ -82,7 +82,7 @@ def chosen(problem: Problem, seed: int) -> Assignment:
 
 def test_the_loss_is_that_of_the_written_checkpoint(made: Made, tmp_path: Path) -> None:
     assignment = chosen(made.problem, 1)
-    quantized(made.source, tmp_path / "out", **recipe_values(made.problem, assignment))
+    quantized(made.source, tmp_path / "out", **make_values(made.problem, assignment))
     written = load(tmp_path / "out", packed=False, decoder_only=True)
     exact = kl(logits(made.bench.model, made.bench.ids), logits(written, made.bench.ids))
     found = made.bench.losses((part, assignment[part.name]) for part in made.problem.parts).mean()
@@ -94,7 +94,7 @@ def test_a_weight_that_is_not_finite_is_named(made: Made) -> None:
     weight = next(one for one in made.problem.plan.inventory.weights if one.linear)
     values = torch.full(weight.shape, float("inf"))
     with pytest.raises(InputError, match=f"{re.escape(weight.name)}: a weight is NaN or infinite"):
-        made.bench.rounder.rounded(weight, values, made.problem.free[0].forms[0])
+        made.bench.rounder.round_weight(weight, values, made.problem.free[0].forms[0])
 
 
 def test_a_change_costs_the_same_whatever_runs_again(made: Made) -> None:
@@ -105,7 +105,7 @@ def test_a_change_costs_the_same_whatever_runs_again(made: Made) -> None:
         found = made.bench.losses([(part, form)]).mean()
         if part.role == "lm_head":
             continue
-        with made.bench._changed(part, form):  # noqa: SLF001 -- what is put is the same, what runs is all
+        with made.bench._replace_weights(part, form):  # noqa: SLF001 -- what is put is the same, what runs is all
             exact = kl(whole, logits(made.bench.model, made.bench.ids))
         assert found == pytest.approx(exact, rel=2e-3, abs=1e-9), part.name
 

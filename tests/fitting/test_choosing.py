@@ -9,7 +9,7 @@ from helpers.released_configs import FAMILIES
 from numpy.typing import NDArray
 
 from g4convert.engines.limits import Packing
-from g4convert.fitting.choices import DEFAULT_CHOICES, Form, label_of, parse_choices
+from g4convert.fitting.choices import DEFAULT_CHOICES, Form, label_form, parse_choices
 from g4convert.fitting.choosing import Point, choose_for
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Problem
@@ -17,7 +17,7 @@ from g4convert.fitting.target import Bits, Loss
 
 PROBLEM = Problem.of(planned(FAMILIES["31B"]), parse_choices(DEFAULT_CHOICES))
 LOSSES = {
-    part.name: {label_of(form): (1 + number % 7) * 1e6 / part.nbytes(form) for form in part.forms if form}
+    part.name: {label_form(form): (1 + number % 7) * 1e6 / part.nbytes(form) for form in part.forms if form}
     for number, part in enumerate(PROBLEM.free)
 }
 
@@ -45,7 +45,7 @@ class Texts:
     ],
 )
 def test_a_choice_has_to_be_better_where_it_was_not_made(other: list[float], chosen: str) -> None:
-    tried = choose_for(Bits(4.5), PROBLEM.frontier(LOSSES), Texts([1.0, 2.0, 3.0], other))
+    tried = choose_for(Bits(4.5), PROBLEM.solve(LOSSES), Texts([1.0, 2.0, 3.0], other))
     assert {one.name for one in tried} == {"best predicted", "all int4 g128", "all int4 g64", "all int4 g32"}
     assert tried[-1].name == chosen
     assert len(set(tried[-1].assignment.values()) - {None}) > 1 or chosen != "best predicted"
@@ -58,7 +58,7 @@ def test_a_shipped_recipe_is_taken_where_the_choice_is_no_better() -> None:
     head = PROBLEM.free[-1].name
     packed = {part.name: Packing(4, 32) if part.is_free else part.base for part in PROBLEM.parts}
     mixed = {**packed, head: Packing(8, 32)}
-    solved, texts = PROBLEM.frontier(LOSSES), Texts([9.0, 9.0], [2.0, 2.0])
+    solved, texts = PROBLEM.solve(LOSSES), Texts([9.0, 9.0], [2.0, 2.0])
     shipped = [
         Point("shipped", PROBLEM.nbytes(mixed), losses, None, mixed) for losses in ((1.9, 1.9), (1.0, 1.0), (2.5, 2.5))
     ]
@@ -82,7 +82,7 @@ class Sizes:
 
 
 def test_one_packing_for_all_that_loses_as_little_and_is_smaller_is_taken() -> None:
-    tried = choose_for(Loss(10.4), PROBLEM.frontier(LOSSES), Sizes())
+    tried = choose_for(Loss(10.4), PROBLEM.solve(LOSSES), Sizes())
     assert {one.name for one in tried} > {"all int4 g128", "all int4 g64", "all int4 g32"}
     assert (tried[-1].name, round(PROBLEM.bits(tried[-1].nbytes), 3)) == ("all int4 g32", 4.5)
-    assert choose_for(Loss(7.0), PROBLEM.frontier(LOSSES), Sizes())[-1].name.startswith("all int8")
+    assert choose_for(Loss(7.0), PROBLEM.solve(LOSSES), Sizes())[-1].name.startswith("all int8")

@@ -22,10 +22,10 @@ from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import EnvironmentFault, G4Error, GateError, InputError, Interrupted, UsageError
 from g4convert.fitting.bench import Bench
-from g4convert.fitting.inputs import rows_to_run
+from g4convert.fitting.inputs import choose_rows
 from g4convert.fitting.result import Fitted
 from g4convert.planning.layout import lay_out
-from g4convert.planning.recipe_files import load, shipped
+from g4convert.planning.recipe_files import load, load_shipped
 from g4convert.planning.steps import make_plan
 
 __all__ = ["g4convert"]  # a fixture
@@ -51,8 +51,8 @@ def made(moe: Path, ids: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitt
 @pytest.fixture
 def two_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of the shipped recipes are measured, where each command would measure all of them again."""
-    two = {name: shipped()[name] for name in ("w4a16-g32", "w4a16-g32-head8")}
-    monkeypatch.setattr("g4convert.fitting.choosing.shipped", lambda: two)
+    two = {name: load_shipped()[name] for name in ("w4a16-g32", "w4a16-g32-head8")}
+    monkeypatch.setattr("g4convert.fitting.choosing.load_shipped", lambda: two)
 
 
 @pytest.mark.wide
@@ -251,9 +251,9 @@ def test_nothing_is_written_for_what_cannot_be(  # noqa: PLR0913, PLR0917 -- a r
 
 def test_a_file_of_few_short_rows_is_run_as_it_is(ids: Path) -> None:
     tokens = Tokens.load(ids, 1 << 20)
-    chosen, others, length = rows_to_run(tokens, None, None, ids)
+    chosen, others, length = choose_rows(tokens, None, None, ids)
     assert (sorted([*chosen, *others]), len(others), length) == ([0, 1, 2, 3], 2, 16)
-    chosen, others, length = rows_to_run(Tokens(np.zeros((40, 100), np.int32)), None, None, ids)
+    chosen, others, length = choose_rows(Tokens(np.zeros((40, 100), np.int32)), None, None, ids)
     assert (len(chosen), len(others), length) == (8, 8, 64)
 
 

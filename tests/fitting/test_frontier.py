@@ -50,7 +50,7 @@ def test_corners_are_all_choices_that_no_other_beats(items: list[Decision]) -> N
 @given(ITEMS, st.floats(0, 1))
 def test_a_larger_step_stays_within_the_budget_and_near_the_best(items: list[Decision], share: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frontier, "_MOST", 16)
+        patch.setattr(frontier, "_MAX_STEPS", 16)
         found = Frontier.of(items)
     budget = int(found.smallest + share * (sum(item.most for item in items) - found.smallest))
     choice = found.within(budget)

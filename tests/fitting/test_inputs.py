@@ -10,7 +10,7 @@ import pytest
 
 from g4convert.calibration.tokens import Tokens
 from g4convert.errors import UsageError
-from g4convert.fitting.inputs import rows_to_run
+from g4convert.fitting.inputs import choose_rows
 
 FILE = Path("ids.safetensors")
 
@@ -23,7 +23,7 @@ def rows(count: int, length: int = 100) -> Tokens:
 @pytest.mark.parametrize("count", [3, 4, 5, 9, 10, 17, 18, 128])
 def test_whole_choices_are_judged_on_as_many_other_rows_and_on_two_at_least(count: int) -> None:
     tokens = rows(count)
-    chosen, others, length = rows_to_run(tokens, None, None, FILE)
+    chosen, others, length = choose_rows(tokens, None, None, FILE)
     assert length == 64
     assert not {*chosen} & ({*others} | tokens.judges)
     assert len(chosen) == min(8, count // 2)
@@ -46,15 +46,15 @@ def test_a_hint_is_what_works(samples: int, length: int, hint: str) -> None:
     with pytest.raises(
         UsageError, match=f"--rows {max(0, samples)} --tokens {length}: ids.safetensors has 9 "
     ) as caught:
-        rows_to_run(rows(9), samples, length, FILE)
+        choose_rows(rows(9), samples, length, FILE)
     assert caught.value.hint.startswith(hint)
     said = re.match(r"--rows (\d+) --tokens (\d+)", caught.value.hint)
     assert said
-    rows_to_run(rows(9), int(said[1]), int(said[2]), FILE)
+    choose_rows(rows(9), int(said[1]), int(said[2]), FILE)
 
 
 def test_a_file_too_small_for_both_halves_is_refused() -> None:
     for samples in (None, 1):
         with pytest.raises(UsageError, match="has 2 rows of text") as caught:
-            rows_to_run(rows(2), samples, None, FILE)
+            choose_rows(rows(2), samples, None, FILE)
         assert caught.value.hint.startswith("more and longer rows: `g4convert calibrate")

@@ -26,7 +26,7 @@ from g4convert.fitting.choices import parse_choices
 from g4convert.fitting.outputs import OutputErrors
 from g4convert.fitting.problem import Problem
 from g4convert.fitting.rounding import Rounder
-from g4convert.fitting.writing import recipe_values
+from g4convert.fitting.writing import make_values
 from g4convert.forward.load import load
 from g4convert.gemma4 import Weight
 from g4convert.planning.recipe_files import load as recipe
@@ -74,21 +74,21 @@ def test_the_error_is_that_of_the_written_weights(
     plan = make_plan(checkpoint, recipe(options={"method": "mse", "bits": TABLES}).recipe)
     problem = Problem.of(plan, parse_choices(["4:32", "8:channel", "16"]))
     chosen = {part.name: part.forms[number % len(part.forms)] for number, part in enumerate(problem.parts)}
-    quantized(source, tmp_path / "out", **recipe_values(problem, chosen))
+    quantized(source, tmp_path / "out", **make_values(problem, chosen))
     dense, given = (
         {name: value.detach() for name, value in load(one, packed=False).named_parameters(remove_duplicate=False)}
         for one in (tmp_path / "out", source)
     )
     architecture = plan.inventory.architecture
     rows: list[int] = []
-    rounded = Rounder.rounded
+    rounded = Rounder.round_weight
 
     def counted(self: Rounder, weight: Any, values: torch.Tensor, form: Any) -> torch.Tensor:  # noqa: ANN401 -- the same
         rows.append(len(values))
         return rounded(self, weight, values, form)
 
     monkeypatch.setattr(Rounder, "rounded", counted)
-    monkeypatch.setattr(outputs, "_ROWS", 48)
+    monkeypatch.setattr(outputs, "_ROWS_AT_ONCE", 48)
     with ThreadPoolExecutor(1) as pool:
         rounder = Rounder(MethodChoice(Method.MSE, ""), architecture, pool, statistics=statistics)
         measured = OutputErrors(checkpoint, rounder, IDS, {})

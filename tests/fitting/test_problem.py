@@ -17,11 +17,11 @@ from g4convert.engines import VERSIONS
 from g4convert.engines.limits import Packing
 from g4convert.engines.module import Accepts
 from g4convert.errors import GateError, UnsupportedError, UsageError
-from g4convert.fitting.choices import DEFAULT_CHOICES, label_of, parse_choices
-from g4convert.fitting.measures import smoothed
+from g4convert.fitting.choices import DEFAULT_CHOICES, label_form, parse_choices
+from g4convert.fitting.measures import smooth_losses
 from g4convert.fitting.problem import Assignment, Losses, Problem
-from g4convert.fitting.target import Bits, Loss, Size, budget, target_of
-from g4convert.fitting.writing import plan_of, recipe_text, recipe_values
+from g4convert.fitting.target import Bits, Loss, Size, check_budget, parse_target
+from g4convert.fitting.writing import format_yaml, make_checked_plan, make_values
 from g4convert.plain_yaml import parse
 from g4convert.planning.layout import lay_out
 from g4convert.planning.recipe_files import load
@@ -46,7 +46,7 @@ def problem(family: str, **options: object) -> Problem:
 def losses(found: Problem) -> dict[str, dict[str, float]]:
     """Losses that grow with the part's place and fall with its bytes."""
     return {
-        part.name: {label_of(form): 1e6 * (1 + number % 7) / part.nbytes(form) for form in part.forms if form}
+        part.name: {label_form(form): 1e6 * (1 + number % 7) / part.nbytes(form) for form in part.forms if form}
         for number, part in enumerate(found.free)
     }
 
@@ -60,10 +60,10 @@ def test_a_written_recipe_says_exactly_what_was_chosen(family: str, base: str, r
     chosen: Assignment = {
         part.name: random.choice(part.forms) if random.randrange(few) == 0 else part.forms[0] for part in found.parts
     }
-    values = recipe_values(found, chosen)
-    text = recipe_text(values, ["a comment"])
+    values = make_values(found, chosen)
+    text = format_yaml(values, ["a comment"])
     assert parse(text) == values
-    plan = plan_of(opened(FAMILIES[family]), values, found, chosen)
+    plan = make_checked_plan(opened(FAMILIES[family]), values, found, chosen)
     assert lay_out(plan).tensor_bytes == found.nbytes(chosen)
     rest = {"method", "engines", "kv_shared", "layout"}
     assert plan.recipe.model_dump(include=rest) == found.plan.recipe.model_dump(include=rest)
@@ -82,7 +82,7 @@ def test_no_engine_splits_a_part(family: str) -> None:
 @pytest.mark.parametrize(("family", "share"), diagonal(MODELS, [0.0, 0.3, 0.7]))
 def test_a_choice_fits_its_budget_and_no_uniform_one_of_its_size_is_better(family: str, share: float) -> None:
     found = problem(family, **TABLES)
-    solved = found.frontier(losses(found))
+    solved = found.solve(losses(found))
     nbytes = found.smallest_bytes + int(share * (found.kept_bytes - found.smallest_bytes))
     chosen = solved.within(nbytes)
     assert found.nbytes(chosen) <= nbytes
@@ -100,7 +100,7 @@ def test_noise_of_single_losses_is_taken_out() -> None:
         part.name: {k: f * level for k, f in factors.items()}
         for part, level in zip(found.free, random.uniform(1, 9, len(found.free)), strict=True)
     }
-    exact = smoothed(found, true)
+    exact = smooth_losses(found, true)
     assert all(exact[name] == pytest.approx(forms) for name, forms in true.items())
     noisy = {name: {k: kl * random.lognormal(0, 0.2) for k, kl in forms.items()} for name, forms in true.items()}
 
@@ -108,19 +108,22 @@ def test_noise_of_single_losses_is_taken_out() -> None:
         ratios = [losses[name]["int4 g128"] / losses[name]["int4 g32"] for name in true]
         return float(np.std(np.log(ratios)))
 
-    assert off(smoothed(found, noisy)) < 0.5 * off(noisy)
+    assert off(smooth_losses(found, noisy)) < 0.5 * off(noisy)
 
 
 def test_uniform_choices_take_what_fits() -> None:
     found = problem("26B-A4B")
-    forms = {part.name: {label_of(one[part.name]) for one in dict(found.uniform()).values()} for part in found.free}
+    forms = {
+        part.name: {label_form(one[part.name]) for one in dict(found.assign_uniformly()).values()}
+        for part in found.free
+    }
     assert forms["layers.0.experts"] == {"int4 g64", "int4 g32", "int8 per row", "int8 g32", "kept"}
-    assert forms["layers.0.self_attn.o_proj"] == {label_of(form) for form in CHOICES}
+    assert forms["layers.0.self_attn.o_proj"] == {label_form(form) for form in CHOICES}
 
 
 def total(found: Problem, chosen: Assignment) -> float:
     known = losses(found)
-    return sum(known[name][label_of(form)] for name, form in chosen.items() if form and name in known)
+    return sum(known[name][label_form(form)] for name, form in chosen.items() if form and name in known)
 
 
 def test_a_tied_head_is_one_tensor_as_long_as_neither_is_packed() -> None:
@@ -134,14 +137,14 @@ def test_a_tied_head_is_one_tensor_as_long_as_neither_is_packed() -> None:
 
 def test_rules_of_the_base_recipe_are_kept() -> None:
     found = problem("31B", **BASES["with rules"])
-    fixed = {part.name: label_of(part.base) for part in found.parts if not part.is_free}
+    fixed = {part.name: label_form(part.base) for part in found.parts if not part.is_free}
     assert {"layers.0.self_attn.o_proj", "layers.1.mlp.down_proj"} <= fixed.keys()
     assert {fixed["layers.0.mlp.gate_up_proj"], fixed["layers.1.mlp.gate_up_proj"]} == {"kept", "int8 g32"}
 
 
 def test_packings_that_do_not_divide_a_row_are_no_choice() -> None:
     found = problem("26B-A4B")
-    forms = {part.unit.part: [label_of(form) for form in part.forms] for part in found.free}
+    forms = {part.unit.part: [label_form(form) for form in part.forms] for part in found.free}
     assert forms[r"(moe\.)?experts"] == ["int4 g64", "int4 g32", "int8 per row", "int8 g32", "kept"]
 
 
@@ -163,10 +166,10 @@ def test_a_part_with_one_packing_left_is_fixed_at_it() -> None:
 def test_few_rules_say_a_choice_for_a_released_size(size: str) -> None:
     checkpoint = opened(released(size))
     found = Problem.of(make_plan(checkpoint, load().recipe), CHOICES)
-    chosen = found.frontier(losses(found)).within(Bits(5.0).bytes_of(found))
-    values = recipe_values(found, chosen)
+    chosen = found.solve(losses(found)).within(Bits(5.0).bytes_of(found))
+    values = make_values(found, chosen)
     assert len(values["rules"]) <= 20
-    plan_of(checkpoint, values, found, chosen)
+    make_checked_plan(checkpoint, values, found, chosen)
 
 
 def test_bits_are_those_of_a_uniform_recipe() -> None:
@@ -189,7 +192,7 @@ def test_bits_are_those_of_a_uniform_recipe() -> None:
 def test_budgets_that_cannot_be(target: Size | Bits, message: str) -> None:
     found = problem("31B")
     with pytest.raises(UsageError, match=message) as caught:
-        budget(target, found)
+        check_budget(target, found)
     assert "not decided on" in caught.value.hint or "nothing is decided" in caught.value.hint
 
 
@@ -197,25 +200,25 @@ def test_a_budget_that_is_too_small_is_told_what_else_could_be_packed() -> None:
     found, coarse = problem("E2B"), Problem.of(planned(released("E2B"), "w4a16-g32"), parse_choices(["8:32", "16"]))
     for one in (found, coarse):
         with pytest.raises(UsageError) as caught:
-            budget(Size(10**9), one)
+            check_budget(Size(10**9), one)
         assert re.search(r"are not decided on; --bits ple_embedding=4 \(.*\) or --bits \w+=4 \(", caught.value.hint)
         assert ("--choice 4:32 " in caught.value.hint) is (one is coarse)
     rest = problem("31B", bits={"embedding": 4, "lm_head": 4})
     with pytest.raises(UsageError) as caught:
-        budget(Size(10**8), rest)
+        check_budget(Size(10**8), rest)
     assert "--bits" not in caught.value.hint
 
 
 def test_one_target_is_asked_for() -> None:
-    assert target_of("14GB", None, None) == Size(14 * 10**9)
-    assert target_of(None, 4.75, None) == Bits(4.75)
-    assert target_of(None, None, 0.02) == Loss(0.02)
+    assert parse_target("14GB", None, None) == Size(14 * 10**9)
+    assert parse_target(None, 4.75, None) == Bits(4.75)
+    assert parse_target(None, None, 0.02) == Loss(0.02)
     for asked in ((None, None, None), ("14GB", 4.5, None), ("14 bananas", None, None), ("0", None, None)):
         with pytest.raises(UsageError):
-            target_of(*asked)
+            parse_target(*asked)
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="above 0"):
-            target_of(None, wrong, None)
+            parse_target(None, wrong, None)
 
 
 def test_choices_that_cannot_be() -> None:

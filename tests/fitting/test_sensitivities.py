@@ -15,7 +15,7 @@ from g4convert.calibration.tokens import Tokens
 from g4convert.conversion.identity import Model
 from g4convert.errors import EnvironmentFault, InputError, UsageError
 from g4convert.fitting.choices import parse_choices
-from g4convert.fitting.sensitivities import Basis, LossUnit, Sensitivities, measure
+from g4convert.fitting.sensitivities import Basis, LossUnit, Sensitivities, measure_missing
 from g4convert.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def measured(path: Path, first: Callable[[], None], known: Sensitivities | None 
         return np.ones(2)
 
     known = known or Sensitivities.at(path, BASIS)
-    measure(PROBLEM, SimpleNamespace(losses=one), known, path, Progress(), lambda: None)
+    measure_missing(PROBLEM, SimpleNamespace(losses=one), known, path, Progress(), lambda: None)
 
 
 def test_two_runs_do_not_measure_into_one_file(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_a_recipe_that_came_meanwhile_stays(text: Path, tmp_path: Path, monkeypa
         path.write_text("precious")
         return "mine"
 
-    monkeypatch.setattr("g4convert.fitting.choosing.shipped", dict)
-    monkeypatch.setattr("g4convert.api.fit.recipe_text", came)
+    monkeypatch.setattr("g4convert.fitting.choosing.load_shipped", dict)
+    monkeypatch.setattr("g4convert.api.fit.format_yaml", came)
     with pytest.raises(UsageError, match="is there already"):
         fit(text, path, target_bits=6, calibration=tmp_path / "ids.safetensors", **SMALL)
     assert path.read_text() == "precious"

@@ -13,10 +13,10 @@ from g4convert.api.fit import fit
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.engines.limits import Packing
-from g4convert.fitting.choices import Form, label_of, parse_choices
+from g4convert.fitting.choices import Form, label_form, parse_choices
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Assignment, Problem
-from g4convert.fitting.standing import Standing, scaled, share_of
+from g4convert.fitting.standing import StandIn, look_up_share, scale_losses
 from g4convert.quantization import Method
 
 CHOICES = parse_choices(["4:32", "8:channel", "16"])
@@ -30,7 +30,7 @@ class Sum:
 
     def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
         """The sum on two texts, of which the second loses twice as much."""
-        found = sum(LOSSES[part.name][label_of(form)] for part, form in forms if part.is_free and form is not None)
+        found = sum(LOSSES[part.name][label_form(form)] for part, form in forms if part.is_free and form is not None)
         return np.array([found, 2 * found])
 
 
@@ -56,7 +56,7 @@ def test_a_fit_for_gptq_counts_what_it_loses(moe: Path, tmp_path: Path) -> None:
         )
         for method in ("mse", "gptq")
     }
-    share = share_of(Method.GPTQ, Method.MSE, experts=True)
+    share = look_up_share(Method.GPTQ, Method.MSE, experts=True)
     one, other = found["mse"], found["gptq"]
     assert (one.share, other.share) == (1, share)
     assert one.sensitivities == other.sensitivities
@@ -76,7 +76,7 @@ def test_only_parts_of_layers_lose_less() -> None:
     inside = len(four) - len(TABLES)
     for names, expected in ((four, 2.2 + 0.25 * inside), (TABLES, 2.2), ([*four][1:2], 0.25), ([], 0)):
         forms = [(part, four[part.name] if part.name in names else None) for part in PROBLEM.free]
-        assert Standing(Sum(), 0.25).losses(forms) == pytest.approx([expected, 2 * expected])
+        assert StandIn(Sum(), 0.25).losses(forms) == pytest.approx([expected, 2 * expected])
 
 
 def test_tables_get_the_bits_that_layers_do_without() -> None:
@@ -85,15 +85,17 @@ def test_tables_get_the_bits_that_layers_do_without() -> None:
     room = PROBLEM.nbytes({**smallest, "lm_head": Packing(8, None)}) * 101 // 100
     bits = {}
     for share in (1.0, 0.001):
-        chosen = PROBLEM.frontier(scaled(LOSSES, PROBLEM.free, share)).within(room)
+        chosen = PROBLEM.solve(scale_losses(LOSSES, PROBLEM.free, share)).within(room)
         bits[share] = {name: form.num_bits for name, form in chosen.items() if form is not None}
     assert {bits[1.0][name] for name in TABLES} == {4}
     assert {bits[0.001][name] for name in TABLES} == {4, 8}
 
 
 def test_the_share_is_what_was_measured() -> None:
-    assert share_of(Method.GPTQ, Method.IMATRIX, experts=False) == pytest.approx(0.31, abs=0.005)
-    assert share_of(Method.GPTQ, Method.MSE, experts=True) == pytest.approx(0.40, abs=0.005)
+    assert look_up_share(Method.GPTQ, Method.IMATRIX, experts=False) == pytest.approx(0.31, abs=0.005)
+    assert look_up_share(Method.GPTQ, Method.MSE, experts=True) == pytest.approx(0.40, abs=0.005)
     assert (
-        share_of(Method.IMATRIX, Method.IMATRIX, experts=True) == share_of(Method.MSE, Method.MSE, experts=False) == 1
+        look_up_share(Method.IMATRIX, Method.IMATRIX, experts=True)
+        == look_up_share(Method.MSE, Method.MSE, experts=False)
+        == 1
     )

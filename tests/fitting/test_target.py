@@ -11,13 +11,13 @@ from helpers.released_configs import FAMILIES
 from g4convert.errors import UsageError
 from g4convert.fitting.choices import DEFAULT_CHOICES, parse_choices
 from g4convert.fitting.problem import Problem
-from g4convert.fitting.target import Bits, Size, target_of
-from g4convert.quantities import as_bytes, exact_size
+from g4convert.fitting.target import Bits, Size, parse_target
+from g4convert.quantities import exact_size, parse_size
 
 
 @pytest.mark.parametrize("typed", ["14GB", "14 GB", "14gb\n", "\t14000MB", "14000000000"])
 def test_a_size_has_one_spelling(typed: str) -> None:
-    target = target_of(typed, None, None)
+    target = parse_target(typed, None, None)
     assert (target, target.text) == (Size(14 * 10**9), "--target-size 14GB")
 
 
@@ -27,13 +27,13 @@ def test_a_size_has_one_spelling(typed: str) -> None:
 )
 def test_a_size_is_spelled_exactly(nbytes: int, text: str | None) -> None:
     assert exact_size(nbytes) == (text or str(nbytes))
-    assert as_bytes(exact_size(nbytes)) == nbytes
+    assert parse_size(exact_size(nbytes)) == nbytes
 
 
 def test_what_is_no_size_is_told_the_units() -> None:
     for wrong in ("100TB", "0", "0.0GB", "14 bananas"):
         with pytest.raises(UsageError, match=f"--target-size {wrong}: expected .* GB, KiB"):
-            target_of(wrong, None, None)
+            parse_target(wrong, None, None)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_is_no_size_is_told_the_units() -> None:
 def test_bits_are_of_what_is_decided_on_alone(options: dict[str, Any]) -> None:
     """A tied pair has one member that is fixed: its bytes are no bits of the other."""
     found = Problem.of(planned(FAMILIES["31B"], "w4a16-g32", **options), parse_choices(DEFAULT_CHOICES))
-    uniform = dict(found.uniform())
+    uniform = dict(found.assign_uniformly())
     assert found.bits(found.nbytes(uniform["all int4 g32"])) == pytest.approx(4.5)
     assert found.bits(found.nbytes(uniform["all int4 g128"])) == pytest.approx(4.125)
     assert Bits(4.5).bytes_of(found) == pytest.approx(found.nbytes(uniform["all int4 g32"]), abs=1)

@@ -34,9 +34,9 @@ from g4convert.demo import Family
 from g4convert.demo.comparison import compare
 from g4convert.errors import InputError, UsageError
 from g4convert.planning.recipe import DEFAULT
-from g4convert.planning.recipe_files import shipped
+from g4convert.planning.recipe_files import load_shipped
 
-RECIPES = sorted(name for name, recipe in shipped().items() if not recipe.is_calibrated and not recipe.bits)
+RECIPES = sorted(name for name, recipe in load_shipped().items() if not recipe.is_calibrated and not recipe.bits)
 """Recipes of one packing; those of several are converted in `conversion/test_mixed.py`."""
 DRAFTERS = {Family.ASSISTANT, Family.UNIFIED_ASSISTANT}
 Made = tuple[Path, Summary]

@@ -21,7 +21,7 @@ from g4convert.engines.module import Accepts, ModuleKind
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Architecture
 from g4convert.planning.recipe import DEFAULT
-from g4convert.planning.recipe_files import load, shipped
+from g4convert.planning.recipe_files import load, load_shipped
 from g4convert.planning.steps import make_plan
 from helpers.headers import opened, section, written_config
 from helpers.released_configs import FAMILIES
@@ -313,7 +313,7 @@ def _stored(family: str, changed: tuple[str, ...] = ()) -> tuple[Case, tuple[str
 def _cases(family: str) -> tuple[tuple[str, Case], ...]:
     config = FAMILIES[family]
     found = []
-    for recipe in (name for name, one in shipped().items() if not one.is_calibrated):
+    for recipe in (name for name, one in load_shipped().items() if not one.is_calibrated):
         with suppress(UsageError):
             found.append((f"recipe {recipe}", _written(family, _plan(family, recipe))))
     lists = Case(config, Architecture.from_config(config), [], (_L,))

@@ -9,11 +9,11 @@ from typing import Any
 from g4convert.checkpoint.beside import Beside
 from g4convert.checkpoint.directory import Checkpoint, StoredTensor
 from g4convert.gemma4 import Architecture
-from g4convert.planning.config import output_config, quantization_config
+from g4convert.planning.config import make_output_config, make_quantization_config
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe_files import load
 from g4convert.planning.steps import make_plan
-from g4convert.planning.weights import planned_weights
+from g4convert.planning.weights import make_planned_weights
 from g4convert.tensors import TensorInfo
 from helpers.released_configs import stored
 
@@ -42,9 +42,9 @@ def _planned(said: str, recipe: str) -> Plan:
 
 def section(plan: Plan) -> dict[str, Any]:
     """The `quantization_config` of a plan's output."""
-    return quantization_config(planned_weights(plan))
+    return make_quantization_config(make_planned_weights(plan))
 
 
 def written_config(config: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """The config.json of a plan's output, from that of its source."""
-    return output_config(config, plan, planned_weights(plan))
+    return make_output_config(config, plan, make_planned_weights(plan))

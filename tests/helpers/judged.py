@@ -7,7 +7,7 @@ from functools import cache
 from g4convert.engines.advice import with_remedies
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
 from g4convert.engines.weights import Weights
-from g4convert.planning.weights import planned_weights
+from g4convert.planning.weights import make_planned_weights
 from helpers.headers import planned
 from helpers.released_configs import released, small
 
@@ -19,7 +19,7 @@ EXPERTS = {"pack": ["experts"]}
 
 @cache
 def planned_once(size: str, options: str) -> Weights:
-    return planned_weights(planned(released(size), **json.loads(options)))
+    return make_planned_weights(planned(released(size), **json.loads(options)))
 
 
 @cache
@@ -27,7 +27,7 @@ def thin_once(size: str, options: str) -> Weights:
     config = small(size)
     if config["text_config"].get("num_experts"):
         config["text_config"] |= {"num_experts": 8, "top_k_experts": 2}
-    return planned_weights(planned(config, **json.loads(options)))
+    return make_planned_weights(planned(config, **json.loads(options)))
 
 
 def thin(size: str, options: dict[str, object]) -> Weights:

@@ -19,7 +19,7 @@ from g4convert.errors import InputError, UsageError
 from g4convert.gemma4 import Architecture
 from g4convert.inspection.engines import CheckRequest
 from g4convert.inspection.fix import fix
-from g4convert.planning.weights import planned_weights
+from g4convert.planning.weights import make_planned_weights
 from g4convert.report import Severity
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def test_a_plain_checkpoint_is_judged_too(tmp_path: Path) -> None:
 def test_check_agrees_with_the_plan_that_wrote_it(good: Callable[[str], Path]) -> None:
     for size in ("E2B", "12B", "26B-A4B", "31B"):
         plan = planned(sparse.little(size))
-        found, wanted = judged(good(size)).verdicts, verdicts(planned_weights(plan))
+        found, wanted = judged(good(size)).verdicts, verdicts(make_planned_weights(plan))
         assert [without_remedies(one) for one in found] == [without_remedies(one) for one in wanted]
 
 

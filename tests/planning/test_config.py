@@ -29,12 +29,12 @@ from g4convert.errors import GateError, UsageError
 from g4convert.forward.models import Model, model_class
 from g4convert.planning.config import FORMAT_VERSION
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe_files import load, shipped
+from g4convert.planning.recipe_files import load, load_shipped
 from g4convert.planning.steps import make_plan
-from g4convert.planning.weights import planned_weights
+from g4convert.planning.weights import make_planned_weights
 
 RECIPES: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    **{name: (name, {}) for name in shipped()},
+    **{name: (name, {}) for name in load_shipped()},
     "with PLE": ("w4a16-g32", {"pack": ["attention", "mlp", "experts", "ple_projection"]}),
     "mlp alone": ("w4a16-g32", {"pack": ["mlp"]}),
     "attention alone": ("w4a16-g32", {"pack": ["attention"]}),
@@ -158,7 +158,7 @@ GOOD_31B = ["lm_head", "re:.*lm_head.*", "re:.*vision_tower.*", "re:.*embed_visi
     ],
 )
 def test_a_bad_ignore_list_is_seen(size: str, ignore: list[str], wrong: str) -> None:
-    weights = planned_weights(planned(FAMILIES[size]))
+    weights = make_planned_weights(planned(FAMILIES[size]))
     with pytest.raises(GateError, match="would be built in the wrong form") as caught:
         prove(replace(weights, ignore=tuple(ignore)))
     assert any(wrong in line for line in caught.value.offenders), caught.value.offenders
@@ -169,7 +169,7 @@ def test_a_bad_ignore_list_is_seen(size: str, ignore: list[str], wrong: str) -> 
 @pytest.mark.parametrize("ignore", [GOOD_31B, ["lm_head", *GOOD_31B[2:]]])
 def test_a_good_list_given_by_hand_passes(ignore: list[str]) -> None:
     """The second leaves the head to its name: `Linear` names that of transformers only."""
-    weights = planned_weights(planned(FAMILIES["31B"]))
+    weights = make_planned_weights(planned(FAMILIES["31B"]))
     assert weights.targets == (LINEARS,)
     prove(replace(weights, ignore=tuple(ignore)))
 

@@ -10,9 +10,9 @@ from helpers import ROOT
 from helpers.headers import planned
 from helpers.released_configs import FAMILIES, released
 
-from g4convert.planning.costs import BUNDLED_TOKENS, KL, KL_OF_EXPERTS, MethodCost, costs
+from g4convert.planning.costs import BUNDLED_TOKENS, KL, KL_OF_EXPERTS, MethodCost, estimate_costs
 from g4convert.planning.recipe import RecipeMethod
-from g4convert.planning.sizes import role_sizes
+from g4convert.planning.sizes import add_up_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ def found(
     size: str, workers: int = 2, tokens: int = BUNDLED_TOKENS, recipe: str = "w4a16-g32"
 ) -> dict[RecipeMethod, MethodCost]:
     plan = planned(released(size), recipe)
-    return {one.method: one for one in costs(plan, role_sizes(plan), workers, tokens)}
+    return {one.method: one for one in estimate_costs(plan, add_up_sizes(plan), workers, tokens)}
 
 
 @pytest.mark.parametrize("size", ["E2B", "26B-A4B", "31B"])
@@ -68,7 +68,7 @@ def test_the_recipes_method_comes_first_and_a_gain_is_of_its_group_size() -> Non
 
 def test_a_drafter_has_no_choice() -> None:
     plan = planned(FAMILIES["assistant"], assistant="pack")
-    assert [one.method for one in costs(plan, role_sizes(plan), 1)] == [RecipeMethod.AUTO]
+    assert [one.method for one in estimate_costs(plan, add_up_sizes(plan), 1)] == [RecipeMethod.AUTO]
 
 
 @pytest.mark.wide

@@ -22,7 +22,7 @@ from g4convert.errors import UsageError
 from g4convert.planning import units as work
 from g4convert.planning.layout import Layout, lay_out
 from g4convert.planning.plan import Copy, Plan, Quantize
-from g4convert.planning.recipe_files import load, shipped
+from g4convert.planning.recipe_files import load, load_shipped
 from g4convert.planning.steps import make_plan
 from g4convert.planning.units import CopyTask, QuantizeTask, Unit, make_units
 
@@ -41,7 +41,7 @@ def plan_of(family: str, recipe: str) -> Plan:
 
 def applying() -> list[tuple[str, str]]:
     found = []
-    recipes = sorted(name for name, one in shipped().items() if not one.is_calibrated)
+    recipes = sorted(name for name, one in load_shipped().items() if not one.is_calibrated)
     for family in FAMILIES:
         for recipe in recipes:
             try:

@@ -23,7 +23,7 @@ from g4convert.gemma4 import Role
 from g4convert.names import Name
 from g4convert.planning.layout import lay_out
 from g4convert.planning.plan import Plan
-from g4convert.planning.weights import planned_weights
+from g4convert.planning.weights import make_planned_weights
 
 PART = {
     "attention": ["*.self_attn.[qkv]_proj", "*.self_attn.o_proj", None],
@@ -71,7 +71,7 @@ def test_every_engine_takes_the_packing_of_the_plan(family: str, data: st.DataOb
     except UsageError as error:
         assert "keeps every weight" in error.message  # noqa: PT017 -- nothing else is wrong with them
         return
-    weights, wanted = planned_weights(plan), packed(plan)
+    weights, wanted = make_planned_weights(plan), packed(plan)
     assert not [*misfits_of_all(weights)]
     assert len({group.name for group in weights.groups.values()}) == len({*wanted.values()})
     for contract in VERSIONS:
@@ -100,7 +100,7 @@ def test_compressed_tensors_takes_the_packing_of_the_plan(family: str, data: st.
     groups = {target: group for group in parsed.config_groups.values() for target in group.targets}
     spell, linear = speller(plan.architecture), nn.Linear(1, 1)
     wanted = packed(plan)
-    for module, role in planned_weights(plan).roles.items():
+    for module, role in make_planned_weights(plan).roles.items():
         if role in {Role.EMBEDDING, Role.PLE_EMBEDDING, Role.EXPERTS}:
             continue
         name = spell(module)["transformers"]

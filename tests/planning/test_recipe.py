@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from g4convert.errors import UsageError
-from g4convert.planning.recipe import DEFAULT, Recipe, schema
-from g4convert.planning.recipe_files import load, shipped, source_text
+from g4convert.planning.recipe import DEFAULT, Recipe, make_schema
+from g4convert.planning.recipe_files import load, load_shipped, read_source
 
 
 def test_every_shipped_recipe_loads_and_starts_with_the_command_that_runs_it() -> None:
-    assert set(shipped()) == {
+    assert set(load_shipped()) == {
         "qat-q4_0",
         "text-only",
         "w4a16-experts-only",
@@ -29,9 +29,9 @@ def test_every_shipped_recipe_loads_and_starts_with_the_command_that_runs_it() -
         "w4a16-mlp-only",
         "w8a16-g32",
     }
-    for name, recipe in shipped().items():
+    for name, recipe in load_shipped().items():
         assert recipe.description
-        first = source_text(name)[0].splitlines()[0]
+        first = read_source(name)[0].splitlines()[0]
         assert first.startswith("# g4convert quantize ")
         assert first.endswith(f"-r {name}" + " --calibration FILE" * recipe.is_layered)
 
@@ -130,13 +130,13 @@ def test_channel_is_spelled_out_in_settings() -> None:
 
 
 def test_the_schema_describes_every_key_and_the_shipped_files_keep_to_it() -> None:
-    document = schema()
+    document = make_schema()
     json.dumps(document)
     assert document["additionalProperties"] is False
     assert set(document["properties"]) == {*Recipe.model_fields, "extends"}
     assert all(value.get("description") for value in document["properties"].values())
-    for name in shipped():
-        assert set(yaml.safe_load(source_text(name)[0])) <= set(document["properties"])
+    for name in load_shipped():
+        assert set(yaml.safe_load(read_source(name)[0])) <= set(document["properties"])
 
 
 def test_bits_and_rules_are_read_loosely_and_given_back_as_they_are_said() -> None:

@@ -20,13 +20,13 @@ from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import lay_out
 from g4convert.planning.plan import Copy, Drop, Plan, Quantize
 from g4convert.planning.recipe import DEFAULT
-from g4convert.planning.recipe_files import load, shipped
+from g4convert.planning.recipe_files import load, load_shipped
 from g4convert.planning.report import PlanReport
-from g4convert.planning.sizes import role_sizes
+from g4convert.planning.sizes import add_up_sizes
 from g4convert.planning.steps import make_plan
 from g4convert.tensors import DType, TensorInfo
 
-RECIPES = sorted(shipped())
+RECIPES = sorted(load_shipped())
 REFUSED = {
     ("26B-A4B", "w4a16-g128"),
     ("26B-A4B", "w4a16-g128-gptq"),
@@ -70,7 +70,7 @@ def test_every_source_byte_is_used_once(family: str, recipe: str) -> None:
         table = next(weight for weight in plan.inventory.weights if weight.role is Role.EMBEDDING)
         used[table.name] -= table.info.nbytes  # read a second time, for the head
     assert used == {info.name: info.nbytes for info in stored(Architecture.from_config(config)).values()}
-    assert sum(row.before for row in role_sizes(plan)) == used.total()  # a table that becomes the head, too, once
+    assert sum(row.before for row in add_up_sizes(plan)) == used.total()  # a table that becomes the head, too, once
 
 
 @pytest.mark.parametrize("family", FAMILIES)

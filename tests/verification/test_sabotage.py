@@ -19,7 +19,7 @@ from helpers.grids import one_in, two_when_quick
 from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
 from g4convert.progress import Progress
-from g4convert.report import Judged, Severity
+from g4convert.report import LevelResult, Severity
 from g4convert.request import Level, Request
 from g4convert.verification import profiles
 from g4convert.verification.logits.judge import check_logits
@@ -97,13 +97,13 @@ def test_what_the_strict_loader_refuses_is_not_run(written: Written, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def judged(written: Written) -> Callable[..., Judged]:
+def judged(written: Written) -> Callable[..., LevelResult]:
     """Level logits of a family's conversion with a fault in the packed path."""
     right: dict[str, ModelCandidate] = {}
     probes: dict[tuple[str, str], Sequence[Probe]] = {}
     limits = {"loss": profiles.load("w4a16"), "parity": profiles.load("parity")}
 
-    def judge(family: str, kind: str, fault: Fault | None) -> Judged:
+    def judge(family: str, kind: str, fault: Fault | None) -> LevelResult:
         source, out = written(family)
         if family not in right:
             right[family] = ModelCandidate(load(out, packed=False))
@@ -125,7 +125,7 @@ def judged(written: Written) -> Callable[..., Judged]:
     ("name", "family", "fault", "kind", "code", "subject"), one_in(3, PATHS), ids=[row[0] for row in PATHS]
 )
 def test_a_fault_of_the_path_fails_and_is_named(  # noqa: PLR0913, PLR0917 -- a row and its fixtures
-    name: str, family: str, fault: Fault, kind: str, code: str, subject: str, judged: Callable[..., Judged]
+    name: str, family: str, fault: Fault, kind: str, code: str, subject: str, judged: Callable[..., LevelResult]
 ) -> None:
     del name
     named = failures(judged(family, kind, fault).findings)
@@ -138,7 +138,7 @@ def test_a_fault_of_the_path_fails_and_is_named(  # noqa: PLR0913, PLR0917 -- a 
     one_in(3, sorted({(row[1], row[3]) for row in PATHS})),
     ids=lambda word: str(word).replace(" ", "-"),
 )
-def test_the_right_path_passes(family: str, kind: str, judged: Callable[..., Judged]) -> None:
+def test_the_right_path_passes(family: str, kind: str, judged: Callable[..., LevelResult]) -> None:
     found = judged(family, kind, None).findings
     bad = {Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN}
     assert not [(one.code, one.line) for one in found if one.severity in bad]

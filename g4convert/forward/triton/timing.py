@@ -1,7 +1,6 @@
 """Random weights, the time of a run on a GPU, and runs from many threads: what measuring kernels takes."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import cycle, islice
@@ -12,6 +11,7 @@ import torch
 
 from g4convert.forward.triton.matmul import INTERPRETED
 from g4convert.forward.triton.packed import Packed
+from g4convert.run_options import usable_cores
 
 _T = TypeVar("_T")
 
@@ -44,7 +44,7 @@ def in_threads(calls: Sequence[Callable[[], _T]]) -> Iterator[_T]:
     yield from (call() for call in calls[: None if INTERPRETED else 1])
     if INTERPRETED:
         return
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(usable_cores())
     try:
         for done in as_completed([pool.submit(call) for call in calls[1:]]):
             yield done.result()

@@ -32,8 +32,8 @@ from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4 import is_drafter
 from g4convert.progress import Progress
-from g4convert.report import Finding, Judged, Severity
-from g4convert.request import EngineName, Request
+from g4convert.report import Finding, LevelResult, Severity
+from g4convert.request import Request, TestedEngine
 from g4convert.verification import profiles
 from g4convert.verification.engine.judge import (
     MeasuredParity,
@@ -70,14 +70,14 @@ def look_for_engine(asked: Request) -> None:
         UsageError: the server serves another model.
         EnvironmentFault: the interpreter has no vLLM, or no server answers.
     """
-    if asked.engine is EngineName.SGLANG:
+    if asked.engine is TestedEngine.SGLANG:
         with _open_engine(asked) as server:
             server.start(0, 0)
     else:
         look_for_vllm(asked.engine_python)
 
 
-def run_engine(asked: Request, out: Checkpoint, *, progress: Progress) -> Judged:
+def run_engine(asked: Request, out: Checkpoint, *, progress: Progress) -> LevelResult:
     """Start the requested engine, and judge it.
 
     Args:
@@ -99,10 +99,12 @@ def run_engine(asked: Request, out: Checkpoint, *, progress: Progress) -> Judged
         except GateError:
             found = "not run: the strict loader refuses the checkpoint"
             remedy = "see the findings of level logits"
-            return Judged((Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", found, "", remedy),), {})
+            return LevelResult(
+                (Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", found, "", remedy),), {}
+            )
         if is_drafter(model.config.model_type):
             found = "not run: a drafter runs beside its target only"
-            return Judged((Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", found, ""),), {})
+            return LevelResult((Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", found, ""),), {})
         files = asked.source or asked.output
         own_prompts = None if asked.prompts is None else conversations(asked.prompts, files)
         probes = [score_some_tokens(probe) for probe in make_probes(model, files, conversations=own_prompts)]
@@ -119,7 +121,7 @@ def check_engine(
     *,
     half: Callable[[], Model] | None = None,
     progress: Progress,
-) -> Judged:
+) -> LevelResult:
     """Judge an engine.
 
     Args:
@@ -141,22 +143,22 @@ def check_engine(
         started = engine.start(longest, top)
     except EngineRefusal as refused:
         progress.say(f"engine: the end of what it printed\n{refused.log}")
-        return Judged(tuple(judge_failed_start(refused)), {})
+        return LevelResult(tuple(judge_failed_start(refused)), {})
     findings = [*judge_start(started)]
     if started.unfilled:
-        return Judged(tuple(findings), {})
+        return LevelResult(tuple(findings), {})
     progress.say("engine: asking it")
     answers, refusals = _ask(engine, suitable, prompts)
     findings += judge_refusals(refusals, started)
     findings += list_uncovered(probes, suitable, started)
     answered = [probe for probe in suitable if probe.name in answers]
     if not answered:
-        return Judged(tuple(findings), {})
+        return LevelResult(tuple(findings), {})
     progress.say("engine: comparing with the dequantized weights")
     measured = _EngineComparison(answered, answers, started, top).measure(model, half)
     findings += judge_parity(measured, profiles.load("parity"), dtype=started.dtype or _DTYPE)
     asked = {"probes": {"count": len(answered), "digest": digest(answered)}}
-    return Judged(tuple(findings), {"engine": started.to_dict() | asked | measured.to_dict()})
+    return LevelResult(tuple(findings), {"engine": started.to_dict() | asked | measured.to_dict()})
 
 
 def score_some_tokens(probe: Probe) -> Probe:
@@ -175,7 +177,7 @@ def _has_media(probe: Probe) -> bool:
 def _open_engine(asked: Request) -> AbstractContextManager[ServingEngine]:
     timeout = asked.settings.engine_timeout
     match asked.engine:
-        case EngineName.SGLANG:
+        case TestedEngine.SGLANG:
             return sglang(asked.output, url=str(asked.engine_url), timeout=timeout)
         case _:
             return vllm(asked.output, python=asked.engine_python, dtype=asked.dtype, timeout=timeout)

@@ -21,11 +21,11 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 from g4convert.gemma4 import Architecture
-from g4convert.planning.costs import OF_EIGHT, left_of, measured_kl
+from g4convert.planning.costs import SHARE_LEFT_BY_8_BITS, look_up_kl, look_up_kl_of_model
 from g4convert.planning.recipe import DEFAULT, EIGHT_BITS, Recipe, RecipeMethod
-from g4convert.planning.recipe_files import load, option_for, shipped
+from g4convert.planning.recipe_files import find_method_option, load, load_shipped
 from g4convert.planning.rules import PackRole
-from g4convert.planning.sizes import role_sizes
+from g4convert.planning.sizes import add_up_sizes
 from g4convert.planning.steps import make_plan
 from g4convert.quantities import size
 from g4convert.report import Finding, Severity
@@ -102,7 +102,7 @@ def better_recipes(
     high = judged_kl(values)
 
     def make(options: str, what: str, share: float, other: Recipe, end: str = "") -> BetterRecipe:
-        nbytes = None if source is None else sum(role.after for role in role_sizes(make_plan(source, other)))
+        nbytes = None if source is None else sum(role.after for role in add_up_sizes(make_plan(source, other)))
         kl, most = share * values["kl_mean"], share * high
         severity, name = expected_severity(most, profile), f"W{other.num_bits}A16{end}"
         return BetterRecipe(
@@ -116,17 +116,19 @@ def better_recipes(
             if losses[method] < _LESS * least:
                 least, other = losses[method], _change(recipe, method=method)
                 recipes.append(
-                    make(option_for(recipe, method), "4 bits, calibrated", least / own_loss, other, f"-{method}")
+                    make(
+                        find_method_option(recipe, method), "4 bits, calibrated", least / own_loss, other, f"-{method}"
+                    )
                 )
         eight = load(EIGHT_BITS).recipe
-        four = left_of(model, eight.group_size)[RecipeMethod.MSE]
-        recipes.append(make(f"-r {EIGHT_BITS}", "8 bits", OF_EIGHT * four / own_loss, eight))
+        four = look_up_kl_of_model(model, eight.group_size)[RecipeMethod.MSE]
+        recipes.append(make(f"-r {EIGHT_BITS}", "8 bits", SHARE_LEFT_BY_8_BITS * four / own_loss, eight))
     roles = [row for row in metrics["blame"].get("loss", {}).get("rows", ()) if row["kind"] == "role"]
     for row in roles:
         others = sorted(other["module"] for other in roles if other is not row)
         if row["share"] > 0 and others:
             packed = _change(recipe, pack=tuple(map(PackRole, others)))
-            base = [f"-r {name}"] if name in shipped() and name != DEFAULT else []
+            base = [f"-r {name}"] if name in load_shipped() and name != DEFAULT else []
             options = " ".join([*base, *(f"--pack {role}" for role in others)])
             recipes.append(make(options, row["module"] + _KEPT, 1 - row["share"], packed, f"-{'-'.join(others)}"))
     return tuple(sorted(recipes, key=lambda way: (way.fails, way.kl if way.fails else way.nbytes or 0, way.kl)))
@@ -157,7 +159,7 @@ def _measured_losses(out: Checkpoint, recipe: Recipe) -> tuple[Mapping[RecipeMet
     if recipe.num_bits != _BITS or not recipe.is_uniform:
         return {}, ""
     has_experts = Architecture.from_config(out.config).text.experts is not None
-    return measured_kl(recipe.group_size, has_experts=has_experts)
+    return look_up_kl(recipe.group_size, has_experts=has_experts)
 
 
 def _change(recipe: Recipe, **values: object) -> Recipe:

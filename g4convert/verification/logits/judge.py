@@ -24,7 +24,7 @@ from g4convert.forward.candidate import ModelCandidate, ProbeOutputs, run_all
 from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.probe import Probe
 from g4convert.progress import Progress
-from g4convert.report import Finding, Judged
+from g4convert.report import Finding, LevelResult
 from g4convert.verification.gates import judge
 from g4convert.verification.logits.capture import StoredReference
 from g4convert.verification.logits.kept import KeptProbe, Projection
@@ -134,7 +134,7 @@ def check_logits(
     loss: Profile,
     parity: Profile,
     progress: Progress,
-) -> Judged:
+) -> LevelResult:
     """Judge loss and parity, and name the modules that cause a failure.
 
     Args:
@@ -166,7 +166,9 @@ def check_logits(
         "profiles": {profile.compares: profile.model_dump(by_alias=True) for profile in (loss, parity)},
     }
     metrics |= {kind: asdict(compared) for kind, compared in measured.items()}
-    return Judged((*findings, *inside), metrics | {"blame": {kind: asdict(table) for kind, table in blamed.items()}})
+    return LevelResult(
+        (*findings, *inside), metrics | {"blame": {kind: asdict(table) for kind, table in blamed.items()}}
+    )
 
 
 def _choose_storage(

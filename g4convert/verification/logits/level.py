@@ -25,7 +25,7 @@ from g4convert.forward.streaming import stream_of
 from g4convert.gemma4 import Architecture, is_drafter
 from g4convert.places import already_exists
 from g4convert.progress import Progress
-from g4convert.report import Finding, Judged, Severity
+from g4convert.report import Finding, LevelResult, Severity
 from g4convert.request import Request
 from g4convert.verification import profiles
 from g4convert.verification.changed import Stamps, find_changes, take_stamps
@@ -50,7 +50,7 @@ def run_logits(
     source: Checkpoint | None,
     *,
     progress: Progress,
-) -> Judged:
+) -> LevelResult:
     """Judge what four bits cost (loss), and whether the packed path computes as the dequantized weights do (parity).
 
     Args:
@@ -67,7 +67,7 @@ def run_logits(
         InputError: the reference cannot be loaded.
         EnvironmentFault: out of memory.
     """
-    profile = profiles.load(asked.judged_by)
+    profile = profiles.load(asked.profile_name)
     measures_loss = profile.compares == "loss"
     stored = StoredReference.open(asked.reference) if asked.is_captured and asked.reference else None
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
@@ -77,7 +77,7 @@ def run_logits(
             dequantized = load_model(out, asked, dtype, packed=False)
             packed = ModelCandidate(load_model(out, asked, dtype, beside=dequantized))
         except Unfit as refused:
-            return Judged(tuple(_refusal_findings(refused)), {})
+            return LevelResult(tuple(_refusal_findings(refused)), {})
         if stored is not None and asked.reference is not None:
             stored.check_fits(asked.reference, dequantized.config)
         text_only = not Architecture.from_config(out.config).is_composite
@@ -100,7 +100,7 @@ def run_logits(
         recipes = better_recipes(out, source, metrics, profile)
         findings = tuple(add_advice(findings, recipes, high=judged_kl(metrics["loss"]), model=measured_on(out)))
         metrics["advice"] = [asdict(recipe) for recipe in recipes]
-    return Judged((_load_finding(), *notes, *findings), metrics)
+    return LevelResult((_load_finding(), *notes, *findings), metrics)
 
 
 def _loses_much(finding: Finding) -> bool:

@@ -24,7 +24,7 @@ from g4convert.engines.refused_formats import refuse_other_formats
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory
-from g4convert.report import Finding, Severity, grouped
+from g4convert.report import Finding, Severity, join_alike
 from g4convert.verification.static.config import config_keys, model_class, read_architecture
 from g4convert.verification.static.engines import dead_entries, wrong_forms
 from g4convert.verification.static.files import broken_files, loose_files, side_files, total_size
@@ -118,8 +118,8 @@ def check_stored(stored: StoredCheckpoint, *, tp: Iterable[int], engines: Collec
 
 
 def _add_passes(proofs: Mapping[str, tuple[str, str]], problems: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield the problems, grouped, and a PASS for each code of `proofs` (subject, text) without a problem."""
-    faults = tuple(grouped(problems))
+    """Yield the problems, join_alike, and a PASS for each code of `proofs` (subject, text) without a problem."""
+    faults = tuple(join_alike(problems))
     yield from faults
     bad = {one.code for one in faults if one.severity in _BAD}
     for code, (subject, text) in proofs.items():

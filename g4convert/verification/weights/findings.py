@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from g4convert.report import Finding, Severity, grouped
+from g4convert.report import Finding, Severity, join_alike
 from g4convert.verification.weights.rows import Row
 
 _SINGLE: Final = 12
@@ -31,7 +31,7 @@ def findings_by_kind(  # noqa: PLR0913, PLR0917 -- a finding has this many parts
         for batch in batches:
             text = found(batch) + (f": {why}" if why else "")
             expected_text = expected if isinstance(expected, str) else expected(batch)
-            yield from grouped(Finding(code, severity, row.name, text, expected_text, remedy) for row in batch)
+            yield from join_alike(Finding(code, severity, row.name, text, expected_text, remedy) for row in batch)
 
 
 def error_text(rows: Sequence[Row]) -> str:

@@ -18,7 +18,6 @@ does not grow with the model; results do not depend on the number of threads. On
 compressed-tensors; it imports them in a thread of its own while the others read.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,8 @@ from g4convert.checkpoint.record import record
 from g4convert.checkpoint.uses import inventory_for
 from g4convert.gemma4 import Architecture
 from g4convert.progress import Progress
-from g4convert.report import Finding, grouped
+from g4convert.report import Finding, join_alike
+from g4convert.run_options import usable_cores
 from g4convert.verification.static.config import read_architecture
 from g4convert.verification.weights.judge import judge_kept, judge_packed
 from g4convert.verification.weights.measured import Measured, PackedPair, measure
@@ -78,15 +78,13 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
     contents = Contents.of(out.infos, architecture)
     with Reader(source.path, source.weight_files) as plain, Reader(out.path, out.weight_files) as written:
         paired = list(Pairing(source, out, plain, written).pairs(inventory, contents))
-        yield from grouped(pair for pair in paired if isinstance(pair, Finding))
+        yield from join_alike(pair for pair in paired if isinstance(pair, Finding))
         packed = {pair.name: pair for pair in paired if isinstance(pair, PackedPair)}
         kept = [pair for pair in paired if isinstance(pair, KeptPair)]
         pieces = [*_packed_pieces(packed), *_kept_pieces(kept, plain, written)]
         with ThreadPoolExecutor(1) as executor:
             decoded = executor.submit(_run_recorded if recorded else _run_decoder, packed)
-            measured, different = _add_results(
-                _run(pieces, progress or Progress(), workers or len(os.sched_getaffinity(0)))
-            )
+            measured, different = _add_results(_run(pieces, progress or Progress(), workers or usable_cores()))
             (progress or Progress()).step("comparing some rows with compressed-tensors", 1, "part")
             yield from decoded.result()
         if table is not None:

@@ -15,7 +15,7 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize
 
 from g4convert.forward.pieces import check_words
 from g4convert.names import Name
-from g4convert.report import Finding, Severity, grouped
+from g4convert.report import Finding, Severity, join_alike
 from g4convert.verification.weights.measured import PackedPair, RowTile, measure_tile, read_tile
 
 _ROWS: Final = 32
@@ -34,7 +34,7 @@ def check_decoder(packed: Mapping[str, PackedPair]) -> Iterator[Finding]:
             found = f"squared error {error:.6g}, dequantized by compressed-tensors {expected:.6g}"
             remedy = "report this with the versions of g4convert and compressed-tensors: one of them reads it wrongly"
             wrong.append(Finding("weights.decoder", Severity.FAIL, pair.name, found, "the same", remedy))
-    yield from grouped(wrong)
+    yield from join_alike(wrong)
     if kinds and not wrong:
         subject = f"the first rows of {len(kinds)} kinds of weights"
         yield Finding("weights.decoder", Severity.PASS, subject, "compressed-tensors' code leaves the same error", "")

@@ -22,7 +22,7 @@ from g4convert.forward.logits import HeldLogits
 from g4convert.forward.probe import Probe
 from g4convert.progress import Progress
 from g4convert.report import Severity
-from g4convert.request import EngineName, Level, Request
+from g4convert.request import Level, Request, TestedEngine
 from g4convert.verification import profiles
 from g4convert.verification.engine.judge import MeasuredParity, judge_parity
 from g4convert.verification.engine.level import check_engine, join_answers, run_engine, score_some_tokens
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from conftest import Checkpoints
 
     from g4convert.forward.models import Model
-    from g4convert.report import Judged
+    from g4convert.report import LevelResult
 
 __all__ = ["g4convert", "written"]  # fixtures
 
@@ -152,11 +152,11 @@ KIND = {"position axis": "image", "eoa alias": "audio", "sliding window": "long"
 
 
 @pytest.fixture(scope="module")
-def judged(written: Written) -> Callable[..., Judged]:
+def judged(written: Written) -> Callable[..., LevelResult]:
     """Level engine of a family's conversion, by a model in the engine's place that may have a fault."""
     right: dict[str, Model] = {}
 
-    def judge(family: str, kind: str, fault: Fault | None) -> Judged:
+    def judge(family: str, kind: str, fault: Fault | None) -> LevelResult:
         source, out = written(family)
         if family not in right:
             right[family] = load(out, packed=False)
@@ -174,7 +174,7 @@ def judged(written: Written) -> Callable[..., Judged]:
     ("name", "family", "fault", "kind"), one_in(3, [row[:4] for row in PATHS]), ids=[row[0] for row in PATHS]
 )
 def test_a_fault_of_the_engine_fails_where_it_shows(
-    name: str, family: str, fault: Fault, kind: str, judged: Callable[..., Judged]
+    name: str, family: str, fault: Fault, kind: str, judged: Callable[..., LevelResult]
 ) -> None:
     failed = {
         subject.partition(" ")[0] for subject in failures(judged(family, kind, fault).findings)["engine.logprobs"]
@@ -189,7 +189,7 @@ def test_a_fault_of_the_engine_fails_where_it_shows(
     one_in(4, sorted({(row[1], row[3]) for row in PATHS})),
     ids=lambda word: str(word).replace(" ", "-"),
 )
-def test_the_right_engine_passes(family: str, kind: str, judged: Callable[..., Judged]) -> None:
+def test_the_right_engine_passes(family: str, kind: str, judged: Callable[..., LevelResult]) -> None:
     found = judged(family, kind, None)
     bad = {Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN}
     assert not [(one.code, one.line) for one in found.findings if one.severity in bad]
@@ -308,17 +308,17 @@ def test_requests_for_an_engine() -> None:
     from pathlib import Path  # noqa: PLC0415 -- for a type only elsewhere
 
     out, python = Path("out"), Path("python")
-    asked = Request(out, engine=EngineName.VLLM)
+    asked = Request(out, engine=TestedEngine.VLLM)
     assert asked.depth is Level.ENGINE
-    assert Request(out, engine=EngineName.VLLM, dtype="bfloat16", engine_python=python).depth is Level.ENGINE
+    assert Request(out, engine=TestedEngine.VLLM, dtype="bfloat16", engine_python=python).depth is Level.ENGINE
     for options, message in (
         ({"level": Level.ENGINE}, "needs an engine"),
         ({"engine_python": python}, "needs an engine"),
-        ({"engine": EngineName.SGLANG}, "over HTTP"),
-        ({"engine": EngineName.SGLANG, "engine_url": "http://x", "engine_python": python}, "is for vllm"),
-        ({"engine": EngineName.VLLM, "engine_url": "http://x"}, "is for sglang"),
-        ({"engine": EngineName.VLLM, "level": Level.LOGITS}, "--engine belongs to level engine"),
-        ({"engine": EngineName.VLLM, "profile": "w4a16"}, "--profile belongs to level logits"),
+        ({"engine": TestedEngine.SGLANG}, "over HTTP"),
+        ({"engine": TestedEngine.SGLANG, "engine_url": "http://x", "engine_python": python}, "is for vllm"),
+        ({"engine": TestedEngine.VLLM, "engine_url": "http://x"}, "is for sglang"),
+        ({"engine": TestedEngine.VLLM, "level": Level.LOGITS}, "--engine belongs to level engine"),
+        ({"engine": TestedEngine.VLLM, "profile": "w4a16"}, "--profile belongs to level logits"),
         ({"engine_timeout": 5.0, "level": Level.STATIC}, "--engine-timeout belongs to level engine"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -374,6 +374,6 @@ def test_a_drafter_is_not_served_alone(
     monkeypatch.setattr("g4convert.verification.engine.level.vllm", lambda *_, **__: nullcontext(None))
     out = tmp_path / "out"
     quantized(checkpoints("assistant"), out)
-    found = run_engine(Request(out, engine=EngineName.VLLM), Checkpoint.open(out), progress=Progress())
+    found = run_engine(Request(out, engine=TestedEngine.VLLM), Checkpoint.open(out), progress=Progress())
     assert [(one.code, one.severity) for one in found.findings] == [("engine.stopped", Severity.INCONCLUSIVE)]
     assert "drafter" in found.findings[0].found

@@ -8,13 +8,13 @@ from helpers.captured import store
 from helpers.conversions import quantized
 from helpers.prompts import first_of_each
 
-from g4convert.demo.trained import trained
+from g4convert.demo.trained import find_trained
 from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
 from g4convert.forward.models import cache_name
 from g4convert.forward.probe import Probe
 from g4convert.progress import Progress
-from g4convert.report import Finding, Judged, Report, Severity
+from g4convert.report import Finding, LevelResult, Report, Severity
 from g4convert.verification import profiles
 from g4convert.verification.logits.capture import StoredReference
 from g4convert.verification.logits.judge import check_logits
@@ -28,8 +28,8 @@ BAD = (Severity.FAIL, Severity.INCONCLUSIVE)
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A trained MoE and its conversion: loss means something."""
     out = tmp_path_factory.mktemp("judge") / "out"
-    quantized(trained("moe"), out)
-    return trained("moe"), out
+    quantized(find_trained("moe"), out)
+    return find_trained("moe"), out
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,13 @@ def probes(pair: tuple[Path, Path], original: ModelCandidate) -> tuple[Probe, ..
     return first_of_each(make_probes(original.model, pair[0], kinds=["prose", "code", "batch", "image"], tokens=1))
 
 
-def judged(models: Models, probes: tuple[Probe, ...]) -> Judged:
+def judged(models: Models, probes: tuple[Probe, ...]) -> LevelResult:
     return check_logits(
         models, probes, loss=profiles.load("w4a16"), parity=profiles.load("parity"), progress=Progress()
     )
 
 
-def bad(judgement: Judged, *, but: str = "logits.loss.") -> dict[str, list[Finding]]:
+def bad(judgement: LevelResult, *, but: str = "logits.loss.") -> dict[str, list[Finding]]:
     """Failures by check; what four bits cost a model of this size is not looked at."""
     found: dict[str, list[Finding]] = {}
     for finding in judgement.findings:
@@ -65,11 +65,11 @@ def bad(judgement: Judged, *, but: str = "logits.loss.") -> dict[str, list[Findi
 @pytest.fixture(scope="module")
 def right(
     pair: tuple[Path, Path], original: ModelCandidate, dequantized: ModelCandidate, probes: tuple[Probe, ...]
-) -> Judged:
+) -> LevelResult:
     return judged(Models(original, dequantized, ModelCandidate(load(pair[1]))), probes)
 
 
-def test_the_right_path_passes(right: Judged) -> None:
+def test_the_right_path_passes(right: LevelResult) -> None:
     assert bad(right) == {}
     parity, loss, floor = (right.metrics[kind] for kind in ("parity", "loss", "floor"))
     assert parity["kl_mean"] < 1e-9
@@ -84,8 +84,8 @@ def test_the_right_path_passes(right: Judged) -> None:
 
 @pytest.mark.wide
 def test_one_probe_of_each_bucket_shows_the_floor_of_a_dense_model_in_float32() -> None:
-    one, other = (ModelCandidate(load(trained("e2b"))) for _ in range(2))
-    probes = make_probes(one.model, trained("e2b"), kinds=["prose"])[:2]
+    one, other = (ModelCandidate(load(find_trained("e2b"))) for _ in range(2))
+    probes = make_probes(one.model, find_trained("e2b"), kinds=["prose"])[:2]
     found = judged(Models(None, one, other), probes).metrics
     assert len(probes) > 1
     assert found["floor"]["sources"]["noise"]["tokens"] == len(probes[0].targets)
@@ -104,14 +104,14 @@ def test_the_original_is_its_own_twin(
     assert found.metrics["blame"] == {}
 
 
-def test_report_is_json(right: Judged) -> None:
+def test_report_is_json(right: LevelResult) -> None:
     report = Report(right.findings, ("logits",), right.metrics, "out", "source")
     assert '"metrics_version": 1' in report.to_json()
 
 
 @pytest.mark.full
 def test_a_stored_reference_stands_in_for_the_original(  # noqa: PLR0913, PLR0917 -- fixtures
-    right: Judged,
+    right: LevelResult,
     pair: tuple[Path, Path],
     original: ModelCandidate,
     dequantized: ModelCandidate,
@@ -128,7 +128,7 @@ def test_a_stored_reference_stands_in_for_the_original(  # noqa: PLR0913, PLR091
 
 
 @pytest.mark.full
-def test_streamed_models_give_the_same(right: Judged, pair: tuple[Path, Path], probes: tuple[Probe, ...]) -> None:
+def test_streamed_models_give_the_same(right: LevelResult, pair: tuple[Path, Path], probes: tuple[Probe, ...]) -> None:
     models = [
         load(pair[0], memory="stream"),
         *(load(pair[1], packed=packed, memory="stream") for packed in (False, True)),

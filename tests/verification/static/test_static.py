@@ -20,7 +20,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.demo import Family
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.planning.recipe import DEFAULT
-from g4convert.planning.recipe_files import shipped
+from g4convert.planning.recipe_files import load_shipped
 from g4convert.report import Finding, Severity
 from g4convert.verification.static import level
 from g4convert.verification.static.level import check_static, open_output
@@ -211,7 +211,7 @@ OF_A_SOURCE = {"static.architecture", "static.config", "static.side_files"}
 
 @pytest.mark.parametrize(
     "recipe",
-    one_in(5, sorted(name for name, one in shipped().items() if not one.is_calibrated and not one.bits)),
+    one_in(5, sorted(name for name, one in load_shipped().items() if not one.is_calibrated and not one.bits)),
 )
 @pytest.mark.parametrize("family", two_when_quick([family.value for family in Family]))
 def test_what_was_just_written_has_nothing_to_warn_of(written: Converted, family: str, recipe: str) -> None:

@@ -8,7 +8,7 @@ from helpers.conversions import quantized
 
 from g4convert import quantize
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.progress import saying
+from g4convert.progress import with_messages_to
 from g4convert.report import Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.run import verify
@@ -78,6 +78,6 @@ def test_what_changes_while_it_is_read_is_inconclusive(place: str, packed: Path,
         if text.startswith("verifying level weights"):
             (tmp_path / place / "config.json").touch()
 
-    report = verify(Request(out, source, Level.WEIGHTS), progress=saying(None, touch))
+    report = verify(Request(out, source, Level.WEIGHTS), progress=with_messages_to(None, touch))
     assert found(report, "static.changed") == [(Severity.INCONCLUSIVE, "config.json")]
     assert report.exit_code(strict=False) == 4

@@ -7,7 +7,7 @@ have different ones and often the same ids. These are made again to tell, unless
 from collections.abc import Callable
 from dataclasses import replace
 
-from g4convert.api.asked import CalibrationRequest
+from g4convert.api.calibration_request import CalibrationRequest
 from g4convert.calibration.kept import Begun
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
@@ -15,7 +15,7 @@ from g4convert.errors import InputError
 from g4convert.places import already_exists
 
 
-def made_before(
+def read_existing(
     begun: Begun, asked: CalibrationRequest, make: Callable[[], CalibrationFile] | None, *, statistics: bool
 ) -> CalibrationFile:
     """Read the file that is there.
@@ -42,18 +42,18 @@ def made_before(
     except InputError as error:
         raise already_exists(begun.file, error.message) from error
     if made is None:
-        raise already_exists(begun.file, _other_request(found, asked, statistics=statistics))
-    if make is not None and _content(make()) == _content(made):
+        raise already_exists(begun.file, _describe_difference(found, asked, statistics=statistics))
+    if make is not None and _decided_content(make()) == _decided_content(made):
         return made
     raise already_exists(begun.file, "made without --samples" if asked.samples else f"made with --samples {rows}")
 
 
-def _content(file: CalibrationFile) -> object:
+def _decided_content(file: CalibrationFile) -> object:
     """Return what a request decides of a file."""
     return file.hash, dict(file.texts or {})
 
 
-def _other_request(found: CalibrationFile, asked: CalibrationRequest, *, statistics: bool) -> str:
+def _describe_difference(found: CalibrationFile, asked: CalibrationRequest, *, statistics: bool) -> str:
     """Return words on why a calibration file is not the requested one."""
     samples, length = found.ids.shape
     seed = (found.texts or {}).get("seed")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from g4convert.api.bundled import row_length
+from g4convert.api.bundled import default_row_length
 from g4convert.calibration.answers import Own, answer_questions
 from g4convert.calibration.documents import Document, bundled_documents, hash_of_documents, read_documents
 from g4convert.calibration.rows import Written
@@ -26,7 +26,7 @@ from g4convert.planning.costs import ENDS
 from g4convert.progress import Progress
 from g4convert.quantities import plural
 
-_FEWEST: Final = 16
+_FEWEST_TOKENS: Final = 16
 """Smallest number of tokens in a row."""
 _MOST_SAMPLES: Final = 1 << 16
 _LAST_SEED: Final = (1 << 63) - 1
@@ -67,9 +67,9 @@ class CalibrationRequest:
         config = read_config(directory)
         text = config.get_text_config()
         most = context_of(config)
-        length = row_length(text.sliding_window) if length is None else length
-        if not _FEWEST <= length <= most:
-            raise UsageError(f"--length {length}: expected {_FEWEST} to {most:,}, the model's context")
+        length = default_row_length(text.sliding_window) if length is None else length
+        if not _FEWEST_TOKENS <= length <= most:
+            raise UsageError(f"--length {length}: expected {_FEWEST_TOKENS} to {most:,}, the model's context")
         if samples is not None and not 2 <= samples <= _MOST_SAMPLES:
             raise UsageError(f"--samples {samples}: expected 2 to {_MOST_SAMPLES:,}: one of them judges")
         if not 0 <= seed <= _LAST_SEED:
@@ -85,9 +85,9 @@ class CalibrationRequest:
         model = Model.of(self.checkpoint).to_dict()
         return {"model": model, "samples": self.samples, "length": self.length, "seed": self.seed}
 
-    def bundled(self) -> tuple[Document, ...]:
+    def read_bundled(self) -> tuple[Document, ...]:
         """Return the bundled texts, with those about pictures if the model takes these and a row holds one."""
-        return bundled_documents(pictures=not self._without_pictures())
+        return bundled_documents(pictures=not self._why_without_pictures())
 
     def read(self, data: str) -> tuple[Document, ...]:
         """Read the user's own texts; see `calibrate`."""
@@ -107,12 +107,14 @@ class CalibrationRequest:
         asked = [
             one for one in documents if not one.pictures and 2 * len(one.text.encode()) > most
         ]  # at least a byte a token
-        lengths = [(one.place, len(self.frame.question(_question(one)))) for one in asked if self.frame.chat]
+        lengths = [
+            (one.place, len(self.frame.question(_messages_before_answer(one)))) for one in asked if self.frame.chat
+        ]
         if long := [f"{place}: {length:,} tokens".removeprefix(": ") for place, length in lengths if length >= most]:
             what = f"{data}: questions longer than the model's context of {most:,} tokens"
             raise UsageError(what, hint="shorten them, or --no-answers takes the texts as they are", offenders=long)
 
-    def _without_pictures(self) -> str:
+    def _why_without_pictures(self) -> str:
         """Return in words why the bundled texts have no pictures for this model; empty if they have."""
         if why := reason_against(self.checkpoint.path, self.frame.config):
             return why
@@ -124,7 +126,7 @@ class CalibrationRequest:
             return f"a sample of {self.length} holds no picture of {most} soft tokens"
         return ""
 
-    def _about_pictures(self, documents: Sequence[Document], tokens: Tokens) -> dict[str, Any]:
+    def _describe_pictures(self, documents: Sequence[Document], tokens: Tokens) -> dict[str, Any]:
         """Return what a calibration file says about pictures; nothing of a model that takes none."""
         if tokens.pictures is not None:
             return {"pictures": len(tokens.pictures)}
@@ -132,9 +134,9 @@ class CalibrationRequest:
             return {}
         if any(one.pictures for one in documents):
             return {"pictures": "none: other texts fill the samples"}
-        return {"pictures": f"none: {self._without_pictures() or 'the texts have none'}"}
+        return {"pictures": f"none: {self._why_without_pictures() or 'the texts have none'}"}
 
-    def sampled(self, documents: Sequence[Document], own: Own, device: str, progress: Progress) -> CalibrationFile:
+    def make_file(self, documents: Sequence[Document], own: Own, device: str, progress: Progress) -> CalibrationFile:
         """Return a calibration file with the ids of the documents."""
 
         def answer(order: Sequence[Document], enough: int) -> list[Written]:
@@ -162,13 +164,13 @@ class CalibrationRequest:
             "answers": own.why + ("; those with pictures as they are" if own.answers and found.tokens.pictures else ""),
             "seed": self.seed,
             "data": hash_of_documents(documents),
-            **self._about_pictures(documents, found.tokens),
+            **self._describe_pictures(documents, found.tokens),
         }
         model, shown = Model.of(self.checkpoint), found.tokens.pictures
         return CalibrationFile(found.tokens.ids, tokenizer, model, texts=texts, pictures=shown)
 
 
-def _question(document: Document) -> Sequence[Mapping[str, Any]]:
+def _messages_before_answer(document: Document) -> Sequence[Mapping[str, Any]]:
     """Return the messages before the answer in a document, if it has one."""
     *asked, last = document.messages
     return asked if asked and last["role"] in {"assistant", "model"} else document.messages

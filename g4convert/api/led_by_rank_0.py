@@ -10,7 +10,7 @@ from g4convert.progress import Progress
 T = TypeVar("T")
 
 
-def run_led(ranks: Ranks, workers: int, progress: Progress, make: Callable[[Ranks], T]) -> T:
+def run_in_lead(ranks: Ranks, workers: int, progress: Progress, make: Callable[[Ranks], T]) -> T:
     """Call a function in rank 0, help it in the others, and return its value in every rank.
 
     Args:
