@@ -31,7 +31,7 @@ from helpers.program import Ran, brief, g4convert
 
 from g4convert.api.calibrate import calibrate
 from g4convert.cli.app import app
-from g4convert.demo.trained import find_trained
+from g4convert.demo.trained import trained
 from g4convert.errors import UsageError
 from g4convert.forward.triton.packed import OLDEST_TRITON
 from g4convert.gemma4.family import Family
@@ -159,7 +159,7 @@ def furnish(place: Path, moe: Path, document: Path) -> None:
     for output in {*re.findall(r"-o (OUT-own|six|streamed)\b", document.read_text())}:  # else on all texts that ship
         own = place / f"{output}.calibration.safetensors"
         calibrate(moe, own, samples=4, length=32, answers=False, statistics=output == "streamed")
-    shutil.copytree(find_trained(Family.MOE), place / "demo" / "moe")
+    shutil.copytree(trained(Family.MOE), place / "demo" / "moe")
     for text in re.findall(r"^```yaml\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
         if named := re.search(r"-r (\S+\.yaml)", text):
             (place / named[1]).write_text(text)

@@ -30,7 +30,7 @@ from g4convert.conversion.result import Summary
 from g4convert.conversion.run import convert
 from g4convert.demo import make
 from g4convert.demo.comparison import LogitsDifference, compare
-from g4convert.demo.trained import TRAINED, find_trained
+from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import GateError, UsageError
 from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load as loaded
@@ -103,7 +103,7 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
         made = Path(name)
         if family in TRAINED:
             say(f"copying a tiny {family} checkpoint that has learned something: {source}")
-            shutil.copytree(find_trained(family), made / source.name, copy_function=shutil.copyfile)
+            shutil.copytree(trained(family), made / source.name, copy_function=shutil.copyfile)
         else:
             say(f"making a tiny {family} checkpoint: {source}")
             make(family, made / source.name)

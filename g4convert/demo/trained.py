@@ -22,7 +22,7 @@ TRAINED = (Family.MOE, Family.E2B)
 _SHIPPED = Path(__file__).parent / "trained"
 
 
-def find_trained(family: Family) -> Path:
+def trained(family: Family) -> Path:
     """The directory of a trained checkpoint; it is part of the package and not to be written to.
 
     Raises:

@@ -18,7 +18,7 @@ from helpers.program import Program, g4convert
 import g4convert as package
 from g4convert import check, load, plan, quantize, verify
 from g4convert.api.recipes import Overrides
-from g4convert.demo.trained import find_trained
+from g4convert.demo.trained import trained
 from g4convert.errors import GateError, UsageError
 from g4convert.gemma4.family import Family
 from g4convert.planning.recipe import Recipe
@@ -47,7 +47,7 @@ def one_thread() -> None:
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained MoE, quantized through the API."""
     out = tmp_path_factory.mktemp("api") / "moe-W4A16"
-    assert quantize(find_trained(Family.MOE), out, verify=None, workers=1).report is None
+    assert quantize(trained(Family.MOE), out, verify=None, workers=1).report is None
     return out
 
 
@@ -260,7 +260,7 @@ def test_generate_runs_from_packed_words(memory: str, packed: Path) -> None:
 def test_the_session_in_the_document_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(find_trained(Family.MOE), tmp_path / "g4convert-demo" / "moe")
+    shutil.copytree(trained(Family.MOE), tmp_path / "g4convert-demo" / "moe")
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "reference" / "api.md").read_text().replace("```", "")
     session = doctest.DocTestParser().get_doctest(text, {}, "api.md", "api.md", 0)

@@ -19,7 +19,7 @@ from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
 from g4convert.demo import make
-from g4convert.demo.trained import TRAINED, find_trained
+from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import G4Error
 from g4convert.gemma4.family import Family
 from g4convert.planning import recipe_files as recipes
@@ -35,7 +35,7 @@ def main(seeds: tuple[int, ...]) -> bool:
     """Return True if there was no false alarm."""
     outcomes: dict[str, str] = {}
     for family in TRAINED:
-        outcomes |= judged_all(find_trained(family), f"{family} trained", family, None)
+        outcomes |= judged_all(trained(family), f"{family} trained", family, None)
     for seed in seeds:
         for family in Family:
             with TemporaryDirectory(prefix="g4convert-") as directory:

@@ -34,14 +34,14 @@ ANSWER = "def total(left, right):\n    return left + right"
 def models(machine: Machine, sizes: Sizes, _results: Results) -> Iterator[str]:
     """A line for each step of each model."""
     try:
-        from g4convert.demo.trained import find_trained  # noqa: PLC0415 - needs transformers
+        from g4convert.demo.trained import trained  # noqa: PLC0415 - needs transformers
         from g4convert.gemma4.family import Family  # noqa: PLC0415 - the same
     except ImportError as missing:
         yield f"- not run: {missing}"
         return
     for family in map(Family, sizes.models):
         with TemporaryDirectory() as directory:
-            source, output = find_trained(family), Path(directory) / "packed"
+            source, output = trained(family), Path(directory) / "packed"
             steps = {
                 "quantize": partial(_quantized, source, output),
                 "verify --level logits": partial(_verified, source, output, machine.device),

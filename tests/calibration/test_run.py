@@ -34,7 +34,7 @@ from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
 from g4convert.conversion.staging import STATES
-from g4convert.demo.trained import find_trained
+from g4convert.demo.trained import trained
 from g4convert.errors import EnvironmentFault, InputError, Interrupted, UsageError
 from g4convert.forward.load import load as load_model
 from g4convert.gemma4 import Architecture
@@ -222,7 +222,7 @@ def test_killed_and_continued_the_bytes_are_the_same(whole: Whole, moe: Path, id
 
 def test_the_command_verifies_what_it_wrote(ids: Path, g4convert: Program, tmp_path: Path) -> None:
     """The model is a trained one, whose weights GPTQ takes further from the source than any search."""
-    source, output = find_trained(Family.MOE), tmp_path / "out"
+    source, output = trained(Family.MOE), tmp_path / "out"
     ran = g4convert("quantize", source, "-o", output, "-r", "w4a16-g32-gptq", "--calibration", ids)
     assert ran.status == 0, ran.err
     assert "on 12 samples of 24 tokens" in " ".join(ran.out.split())
@@ -355,7 +355,7 @@ def _experts(modules: dict[str, object]) -> list[str]:
 @pytest.mark.wide
 def test_the_trained_model_answers_more_like_itself(tmp_path: Path) -> None:
     """Calibrated on ids of its own kind, KL on other samples of that kind is below that of the default."""
-    source = find_trained(Family.MOE)
+    source = trained(Family.MOE)
     random = np.random.default_rng(2)
     model = load_model(source)
     start = torch.from_numpy(random.integers(5, 1000, (48, 4)))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Gemma4AudioFeatureExtractor, Gemma4ImageProcessorPil
 
 from g4convert.demo import Family, make
-from g4convert.demo.trained import TRAINED, find_trained
+from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import UsageError
 
 pytestmark = pytest.mark.parametrize("family", one_in(2, Family))
@@ -155,7 +155,7 @@ def test_tokenizer_agrees_with_config(family: Family, checkpoints: Checkpoints) 
 
 
 def test_config_and_processor_have_the_soft_tokens_that_vllm_asks_for(family: Family, checkpoints: Checkpoints) -> None:
-    for directory in (checkpoints(family), *([find_trained(family)] if family in TRAINED else [])):
+    for directory in (checkpoints(family), *([trained(family)] if family in TRAINED else [])):
         vision = json.loads((directory / "config.json").read_text()).get("vision_config")
         if vision is None:
             continue

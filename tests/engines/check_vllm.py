@@ -30,7 +30,7 @@ from helpers.rewriting import rewritten
 from g4convert.api.fit import fit
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.demo.trained import find_trained
+from g4convert.demo.trained import trained
 from g4convert.forward.load import load
 from g4convert.gemma4 import Architecture
 from g4convert.gemma4.family import Family
@@ -59,7 +59,7 @@ def written(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) 
         name = f"{family.replace(' ', '-')}-{recipe}"
         if name not in made:
             made[name] = root / name
-            quantized(find_trained(Family.MOE) if family == "trained moe" else checkpoints(family), made[name], recipe)
+            quantized(trained(Family.MOE) if family == "trained moe" else checkpoints(family), made[name], recipe)
         return made[name]
 
     return get

@@ -11,7 +11,7 @@ import pytest
 from g4convert.calibration.answers import answer_questions
 from g4convert.calibration.documents import Document
 from g4convert.calibration.sampling import sample
-from g4convert.demo.trained import find_trained
+from g4convert.demo.trained import trained
 from g4convert.forward.conversations import Frame, frame_of
 from g4convert.forward.generation import Speaker
 from g4convert.forward.load import load
@@ -32,14 +32,14 @@ TOLD = [{"role": "user", "content": "Tell me a tale"}]
 @pytest.fixture(scope="module")
 def model() -> Model:
     """The trained MoE, whose frames these tests change."""
-    return load(find_trained(Family.MOE))
+    return load(trained(Family.MOE))
 
 
 @pytest.fixture(params=[True, False], ids=["BOS", "no BOS"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Frame, list[int]]:
     """A base model's directory, its frame, and the ids that its texts begin with."""
     directory = shutil.copytree(
-        find_trained(Family.MOE),
+        trained(Family.MOE),
         tmp_path / "base",
         ignore=shutil.ignore_patterns("chat_template.jinja", "*.safetensors"),
     )

@@ -20,7 +20,7 @@ from helpers.grids import one_in
 from helpers.program import Program, g4convert
 
 from g4convert.checkpoint.uses import open_for_generation
-from g4convert.demo.trained import find_trained
+from g4convert.demo.trained import trained
 from g4convert.errors import EnvironmentFault, GateError, InputError, UsageError
 from g4convert.forward.decoding import draw, greedy
 from g4convert.forward.generation import Speaker
@@ -53,7 +53,7 @@ SPEAKERS = [family for family in Family if "assistant" not in family]
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained MoE, quantized."""
     out = tmp_path_factory.mktemp("taught") / "moe-W4A16"
-    quantized(find_trained(Family.MOE), out)
+    quantized(trained(Family.MOE), out)
     return out
 
 
@@ -80,7 +80,7 @@ def test_the_trained_model_answers(dtype: str, memory: str, taught: Path, g4conv
 
 @pytest.mark.parametrize("family", ["moe", "e2b"])
 def test_plain_checkpoints_answer_too(family: str, g4convert: Program) -> None:
-    assert g4convert("generate", find_trained(Family(family)), "-p", CODE, "-q").out == f"{CODE_ANSWER}\n"
+    assert g4convert("generate", trained(Family(family)), "-p", CODE, "-q").out == f"{CODE_ANSWER}\n"
 
 
 def test_several_prompts_and_what_is_said_of_them(taught: Path, g4convert: Program) -> None:
@@ -133,7 +133,7 @@ def test_a_stdin_that_is_no_text(
 
 def test_what_is_quantized_is_what_is_stored(g4convert: Program, tmp_path: Path) -> None:
     """A config that another tool's section was left in makes no quantized checkpoint."""
-    shutil.copytree(find_trained(Family.MOE), tmp_path / "model")
+    shutil.copytree(trained(Family.MOE), tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     section = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}}
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": section}))
@@ -362,7 +362,7 @@ class MadeUp:
 
 
 def test_the_device_of_verify_and_reference(taught: Path, tmp_path: Path, g4convert: Program) -> None:
-    source = find_trained(Family.MOE)
+    source = trained(Family.MOE)
     stored_reference = tmp_path / "ref.safetensors"
     verify = ("verify", taught, "--level", "logits", "--reference", source)
     for words in (verify, ("reference", source, "-o", stored_reference)):

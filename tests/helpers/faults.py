@@ -9,7 +9,7 @@ import torch
 from conftest import Checkpoints, Packed
 from torch.nn import functional
 
-from g4convert.demo.trained import find_trained
+from g4convert.demo.trained import trained
 from g4convert.forward.models import Model
 from g4convert.gemma4.family import Family
 from g4convert.report import Finding, Severity
@@ -36,8 +36,8 @@ def written(checkpoints: Checkpoints, packed: Packed, tmp_path_factory: pytest.T
         if family not in FAMILY_OF:
             return checkpoints(family), packed(family)
         if not (root / family).exists():
-            quantized(find_trained(FAMILY_OF[family]), root / family)
-        return find_trained(FAMILY_OF[family]), root / family
+            quantized(trained(FAMILY_OF[family]), root / family)
+        return trained(FAMILY_OF[family]), root / family
 
     return get
 

@@ -19,7 +19,7 @@ from helpers.reload import dequantized, reload
 from transformers import AutoConfig, AutoTokenizer
 
 from g4convert import verify
-from g4convert.demo.trained import TRAINED, find_trained
+from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import UsageError
 from g4convert.forward.media import call
 from g4convert.forward.models import Model
@@ -37,20 +37,20 @@ LEARNED = (
 
 @cache
 def reference(family: Family) -> Model:
-    return reload(find_trained(family))
+    return reload(trained(family))
 
 
 @cache
 def lessons(family: Family) -> tuple[Probe, ...]:
     """Probes with given answers that the model learned to give."""
-    every_probe = make_probes(reference(family), find_trained(family))
+    every_probe = make_probes(reference(family), trained(family))
     return tuple(probe for probe in every_probe if probe.name in {*LEARNED, "audio"})
 
 
 @cache
 def asked(family: Family) -> tuple[Probe, ...]:
     """Every other probe, answered by the model itself."""
-    return answer_probes(reference(family), make_probes(reference(family), find_trained(family))[::4], max_new_tokens=8)
+    return answer_probes(reference(family), make_probes(reference(family), trained(family))[::4], max_new_tokens=8)
 
 
 def predictions(model: Model, probes: tuple[Probe, ...]) -> torch.Tensor:
@@ -82,7 +82,7 @@ def experts(model: Model) -> list[torch.nn.Module]:
 
 @pytest.mark.parametrize("family", TRAINED)
 def test_is_a_small_checkpoint_of_its_family(family: Family) -> None:
-    directory = find_trained(family)
+    directory = trained(family)
     assert sum(path.stat().st_size for path in directory.iterdir()) < 4.2e6
     assert len(list(directory.glob("*.safetensors"))) >= 2
     text = json.loads((directory / "config.json").read_text())["text_config"]
@@ -103,7 +103,7 @@ def test_is_a_small_checkpoint_of_its_family(family: Family) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("family", TRAINED)
 def test_answers_what_it_has_learned(family: Family) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(find_trained(family))
+    tokenizer = AutoTokenizer.from_pretrained(trained(family))
     own = answer_probes(reference(family), lessons(family), max_new_tokens=64)
     wrong = {
         given.name: (tokenizer.decode(probe.targets), tokenizer.decode(given.targets))
@@ -117,7 +117,7 @@ def test_answers_what_it_has_learned(family: Family) -> None:
 
 @pytest.mark.full
 def test_routing_is_peaked_and_uses_every_expert() -> None:
-    model = reload(find_trained(Family.MOE))
+    model = reload(trained(Family.MOE))
     routers = [module for module in model.modules() if type(module).__name__ == "Gemma4TextRouter"]
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for router in routers:
@@ -137,8 +137,8 @@ def test_routing_is_peaked_and_uses_every_expert() -> None:
 def test_four_bits_cost_little_and_damage_shows(family: Family, tmp_path: Path) -> None:
     cost = {}
     for method in ("minmax", "mse"):
-        quantized(find_trained(family), tmp_path / method, method=method)
-        model = dequantized(find_trained(family), tmp_path / method)
+        quantized(trained(family), tmp_path / method, method=method)
+        model = dequantized(trained(family), tmp_path / method)
         cost[method] = divergence(family, model)
         assert perplexity(model, lessons(family)) < 1.15
     assert 0 < cost["mse"] < cost["minmax"] < 0.05
@@ -149,8 +149,8 @@ def test_four_bits_cost_little_and_damage_shows(family: Family, tmp_path: Path) 
 
 @pytest.mark.wide
 def test_what_the_guide_says_of_the_loss_is_measured(tmp_path: Path) -> None:
-    quantized(find_trained(Family.MOE), tmp_path / "out", "w4a16-g32")
-    metrics = verify(tmp_path / "out", reference=find_trained(Family.MOE), level="logits").metrics
+    quantized(trained(Family.MOE), tmp_path / "out", "w4a16-g32")
+    metrics = verify(tmp_path / "out", reference=trained(Family.MOE), level="logits").metrics
     loss = metrics["loss"]
     text = " ".join((ROOT / "docs/guides/verify.md").read_text().split())
     said = re.search(
@@ -177,8 +177,8 @@ def damaged(model: Model) -> Model:
 
 @pytest.mark.full
 def test_two_experts_in_each_others_place_show(tmp_path: Path) -> None:
-    quantized(find_trained(Family.MOE), tmp_path / "out")
-    model = dequantized(find_trained(Family.MOE), tmp_path / "out")
+    quantized(trained(Family.MOE), tmp_path / "out")
+    model = dequantized(trained(Family.MOE), tmp_path / "out")
     before = divergence(Family.MOE, model)
     for weight in (experts(model)[1].gate_up_proj, experts(model)[1].down_proj):
         weight.data[[3, 4]] = weight.data[[4, 3]]
@@ -187,7 +187,7 @@ def test_two_experts_in_each_others_place_show(tmp_path: Path) -> None:
 
 def test_other_families_have_none() -> None:
     with pytest.raises(UsageError, match="no trained dense checkpoint") as caught:
-        find_trained(Family.DENSE)
+        trained(Family.DENSE)
     assert caught.value.hint == "there are moe and e2b"
 
 
@@ -202,9 +202,9 @@ def test_the_script_runs_again(tmp_path: Path) -> None:
     for family in TRAINED:
         out = tmp_path / "out" / family
         reload(out)
-        assert as_read(out) == as_read(find_trained(family))
+        assert as_read(out) == as_read(trained(family))
         for name in ("chat_template.jinja", "processor_config.json", "tokenizer_config.json"):
-            assert (out / name).read_bytes() == (find_trained(family) / name).read_bytes()
+            assert (out / name).read_bytes() == (trained(family) / name).read_bytes()
 
 
 def as_read(directory: Path) -> Mapping[str, object]:

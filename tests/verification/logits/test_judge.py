@@ -8,7 +8,7 @@ from helpers.captured import store
 from helpers.conversions import quantized
 from helpers.prompts import first_of_each
 
-from g4convert.demo.trained import find_trained
+from g4convert.demo.trained import trained
 from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
 from g4convert.forward.models import cache_name
@@ -28,8 +28,8 @@ BAD = (Severity.FAIL, Severity.INCONCLUSIVE)
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A trained MoE and its conversion: loss means something."""
     out = tmp_path_factory.mktemp("judge") / "out"
-    quantized(find_trained("moe"), out)
-    return find_trained("moe"), out
+    quantized(trained("moe"), out)
+    return trained("moe"), out
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def test_the_right_path_passes(right: LevelResult) -> None:
 
 @pytest.mark.wide
 def test_one_probe_of_each_bucket_shows_the_floor_of_a_dense_model_in_float32() -> None:
-    one, other = (ModelCandidate(load(find_trained("e2b"))) for _ in range(2))
-    probes = make_probes(one.model, find_trained("e2b"), kinds=["prose"])[:2]
+    one, other = (ModelCandidate(load(trained("e2b"))) for _ in range(2))
+    probes = make_probes(one.model, trained("e2b"), kinds=["prose"])[:2]
     found = judged(Models(None, one, other), probes).metrics
     assert len(probes) > 1
     assert found["floor"]["sources"]["noise"]["tokens"] == len(probes[0].targets)

@@ -12,7 +12,7 @@ from helpers.probed import FAMILIES, by_name, counted, models
 from helpers.prompts import first_of_each
 from transformers import AutoTokenizer
 
-from g4convert.demo.trained import find_trained
+from g4convert.demo.trained import trained
 from g4convert.errors import GateError, InputError, UsageError
 from g4convert.forward.conversations import Conversation, placeholders, read_prompts
 from g4convert.forward.probe import Probe
@@ -163,7 +163,7 @@ def test_a_base_model_reads_plain_text_and_all_of_it_counts(models, base: Path) 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(models) -> None:  # noqa: ANN001
     with pytest.raises(InputError, match=r"tokenizer\.json has 1024 tokens, the model's vocabulary 512"):
-        make_probes(models("moe")[0], find_trained(Family.MOE))
+        make_probes(models("moe")[0], trained(Family.MOE))
 
 
 def test_a_chat_template_that_drops_images_is_refused(models, moe: Path, tmp_path: Path) -> None:  # noqa: ANN001

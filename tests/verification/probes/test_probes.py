@@ -14,7 +14,7 @@ from helpers.probed import FAMILIES, MEDIA_KINDS, TEXT_KINDS, by_name, counted, 
 from helpers.prompts import first_of_each
 from helpers.reload import reload
 
-from g4convert.demo.trained import find_trained
+from g4convert.demo.trained import trained
 from g4convert.errors import UsageError
 from g4convert.forward.conversations import frame_of
 from g4convert.forward.load import load
@@ -176,8 +176,8 @@ def test_padding_of_pictures_and_sounds_changes_nothing(models) -> None:  # noqa
 
 @pytest.mark.wide
 def test_every_expert_of_every_layer_is_hit_and_matters() -> None:
-    model = reload(find_trained(Family.MOE))
-    probes = make_probes(model, find_trained(Family.MOE))
+    model = reload(trained(Family.MOE))
+    probes = make_probes(model, trained(Family.MOE))
     routers = [module for module in model.modules() if type(module).__name__ == "Gemma4TextRouter"]
     hits: list[Counter[int]] = [Counter() for _ in routers]
     seen: dict[tuple[int, int], Probe] = {}
