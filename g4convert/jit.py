@@ -40,23 +40,23 @@ def jit(function: Callable[_P, _R], *, reorder: bool = False, inline: bool = Fal
         compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # a read-only installation and no home directory: no place for the cache
         return cast("Callable[_P, _R]", numba.njit(**options)(function))
-    kept = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-    if kept is not None:
-        found = hash_sources(Path(function.__code__.co_filename))
-        kept._source_stamp, kept._version = found, f"{numba.__version__} {found}"  # noqa: SLF001 - no public way; a test tells if they move
+    cache_file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if cache_file is not None:
+        source_hash = hash_sources(Path(function.__code__.co_filename))
+        cache_file._source_stamp, cache_file._version = source_hash, f"{numba.__version__} {source_hash}"  # noqa: SLF001 - no public way; a test tells if they move
     return cast("Callable[_P, _R]", compiled)
 
 
 @cache
 def hash_sources(path: Path) -> str:
     """Return the hash of a source file and of the files of this program that it imports, and that these import."""
-    found: dict[Path, str] = {}
+    texts: dict[Path, str] = {}
     left = [path]
     while left:
-        if (one := left.pop()) not in found:
-            found[one] = one.read_text()
-            left += _list_imported(found[one])
-    return sha256("".join(found[one] for one in sorted(found)).encode()).hexdigest()
+        if (file := left.pop()) not in texts:
+            texts[file] = file.read_text()
+            left += _list_imported(texts[file])
+    return sha256("".join(texts[file] for file in sorted(texts)).encode()).hexdigest()
 
 
 def _list_imported(text: str) -> Iterator[Path]:
@@ -64,4 +64,4 @@ def _list_imported(text: str) -> Iterator[Path]:
     for module, names in _IMPORT.findall(text):
         place = _ROOT.joinpath(*module.split("."))
         places = (place, place / "__init__", *(place / name for name in _NAME.findall(names)))
-        yield from (file for one in places if (file := one.with_suffix(".py")).is_file())
+        yield from (file for path in places if (file := path.with_suffix(".py")).is_file())

@@ -57,8 +57,8 @@ class Name(str):
     @property
     def layer(self) -> int | None:
         """The number of the decoder's or tower's layer; None outside of layers."""
-        found = _LAYER.search(self)
-        return int(found[1]) if found else None
+        match = _LAYER.search(self)
+        return int(match[1]) if match else None
 
     @property
     def decoder_layer(self) -> int | None:
@@ -73,8 +73,8 @@ class Name(str):
     @property
     def in_any_layer(self) -> "Name":
         """The part after the number of the decoder's or tower's layer; the whole name outside of layers."""
-        found = _LAYER.search(self)
-        return Name(self[found.end() + 1 :]) if found else self
+        match = _LAYER.search(self)
+        return Name(self[match.end() + 1 :]) if match else self
 
     @property
     def in_tower(self) -> bool:
@@ -84,14 +84,14 @@ class Name(str):
     @property
     def expert(self) -> int | None:
         """The number of the expert; None if the name is not of a single expert."""
-        found = _EXPERT.search(self)
-        return int(found[1]) if found else None
+        match = _EXPERT.search(self)
+        return int(match[1]) if match else None
 
     @property
     def experts(self) -> "Name":
         """The module of all experts of the layer; empty if the name is not of experts."""
-        found = _LAST_EXPERTS.match(self)
-        return Name(found[0]) if found else Name()
+        match = _LAST_EXPERTS.match(self)
+        return Name(match[0]) if match else Name()
 
     @property
     def in_experts(self) -> "Name":
@@ -121,13 +121,13 @@ class Name(str):
 
     def owners(self) -> Iterator["Name"]:
         """Yield the owner, its owner and so on: `a.b` and `a` for `a.b.c`."""
-        one = self
-        while one := one.owner:
-            yield one
+        name = self
+        while name := name.owner:
+            yield name
 
     def ends(self) -> Iterator["Name"]:
         """Yield the name and its dotted ends: `a.b.c`, `b.c` and `c` for `a.b.c`."""
-        one: str = self
-        while one:
-            yield Name(one)
-            one = one.partition(".")[2]
+        name: str = self
+        while name:
+            yield Name(name)
+            name = name.partition(".")[2]

@@ -25,7 +25,7 @@ def check_above(path: Path) -> None:
     Raises:
         UsageError: it is a file, a device, or a link that leads to no directory.
     """
-    above = next((one for one in path.absolute().parents if os.path.lexists(one)), None)
+    above = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), None)
     if above is not None and not above.is_dir():
         raise UsageError(f"{path}: {above} is not a directory", hint="name a place in a directory")
 
@@ -41,8 +41,8 @@ def check_apart(written: Iterable[Path], read: Iterable[Path]) -> None:
     taken = {_real_path(path) for path in read}
     for path in written:
         place = _real_path(path)
-        if meant := taken.intersection((place, *place.parents)):
-            within = f"lies in {meant.pop()}" if place not in meant else "is another file of this command"
+        if overlap := taken.intersection((place, *place.parents)):
+            within = f"lies in {overlap.pop()}" if place not in overlap else "is another file of this command"
             raise UsageError(f"{path}: {within}, which it would change", hint="name a file elsewhere")
         taken.add(place)
 
@@ -66,7 +66,7 @@ def holds_mount(path: Path) -> bool:
     if path.is_mount():
         return True
     place = os.fsencode(_real_path(path))
-    return any(one == place or one.startswith(place + b"/") for one in _list_mounts())
+    return any(mount == place or mount.startswith(place + b"/") for mount in _list_mounts())
 
 
 def make_directory(path: Path) -> None:
@@ -75,9 +75,9 @@ def make_directory(path: Path) -> None:
     Raises:
         OSError: one cannot be made.
     """
-    missing = [*takewhile(lambda one: not one.is_dir(), (path, *path.parents))]
-    for one in reversed(missing):
-        one.mkdir(exist_ok=True)
+    missing = [*takewhile(lambda directory: not directory.is_dir(), (path, *path.parents))]
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
 
 
 def _list_mounts() -> Iterator[bytes]:

@@ -160,8 +160,8 @@ class Report:
     @property
     def verdict(self) -> Severity:
         """The worst severity, INFO aside; INCONCLUSIVE if there is no other."""
-        found = {finding.severity for finding in self.findings}
-        return next((severity for severity in _RANK if severity in found), Severity.INCONCLUSIVE)
+        severities = {finding.severity for finding in self.findings}
+        return next((severity for severity in _RANK if severity in severities), Severity.INCONCLUSIVE)
 
     def exit_code(self, *, strict: bool) -> int:
         """Return 0 for pass, 1 for fail or 4 for inconclusive; with `strict`, a warning is a failure."""
@@ -201,12 +201,12 @@ def join_alike(findings: Iterable[Finding]) -> Iterator[Finding]:
     a number that all subjects share stays. The order is that of each group's first finding.
     """
     groups: dict[tuple[str, ...], list[Finding]] = {}
-    for one in findings:
-        kind = _NUMBERS.sub("*", one.subject)
-        key = (one.code, one.severity.value, kind, one.told, one.expected, one.remedy)
-        groups.setdefault(key, []).append(one)
+    for finding in findings:
+        kind = _NUMBERS.sub("*", finding.subject)
+        key = (finding.code, finding.severity.value, kind, finding.told, finding.expected, finding.remedy)
+        groups.setdefault(key, []).append(finding)
     for same in groups.values():
-        subjects = list(dict.fromkeys(one.subject for one in same))
+        subjects = list(dict.fromkeys(finding.subject for finding in same))
         first = same[0]
         if len(subjects) == 1:
             yield first

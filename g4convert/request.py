@@ -120,8 +120,8 @@ class Request:
     @property
     def settings(self) -> Settings:
         """The given values, with defaults for fields that are None."""
-        given = {one.name: getattr(self, one.name) for one in fields(Settings)}
-        return replace(DEFAULTS, **{name: value for name, value in given.items() if value is not None})
+        values = {field.name: getattr(self, field.name) for field in fields(Settings)}
+        return replace(DEFAULTS, **{name: value for name, value in values.items() if value is not None})
 
     @property
     def is_captured(self) -> bool:

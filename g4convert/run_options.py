@@ -69,7 +69,7 @@ def check_run(  # noqa: PLR0913 -- what the commands have in common
     Raises:
         UsageError: a number is out of range, or a name unknown.
     """
-    numbers = [*(("--tp", one, 1, MOST_GPUS) for one in tp), ("--workers", workers, 0, MOST_WORKERS)]
+    numbers = [*(("--tp", size, 1, MOST_GPUS) for size in tp), ("--workers", workers, 0, MOST_WORKERS)]
     for option, number, least, most in numbers:
         if not least <= number <= most:
             raise UsageError(f"{option} {number}: expected {least} to {most:,}")

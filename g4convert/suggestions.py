@@ -16,7 +16,7 @@ def not_one_of(known: Iterable[str]) -> str:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return a question with the known name that the user probably meant; empty if no name is similar."""
-    by_lower = {one.lower(): one for one in known}
+    by_lower = {known_name.lower(): known_name for known_name in known}
     near = difflib.get_close_matches(name.lower(), by_lower, 1, _LEAST_SIMILARITY)
     return f"did you mean {by_lower[near[0]]}?" if near else ""
 

@@ -47,15 +47,15 @@ def parse_lines(lines: Iterable[object], parse: Callable[[int, Any], _T]) -> tup
     Returns:
         The values, and the malformed lines with the reasons.
     """
-    found, bad = [], []
+    values, malformed = [], []
     for number, line in enumerate(lines, start=1):
         if isinstance(line, str) and not line.strip():
             continue
         try:
-            found.append(parse(number, json.loads(line) if isinstance(line, str) else line))
+            values.append(parse(number, json.loads(line) if isinstance(line, str) else line))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            bad.append(f"line {number}: {error}")
-    return found, bad
+            malformed.append(f"line {number}: {error}")
+    return values, malformed
 
 
 def checked_text(content: object) -> str:

@@ -58,4 +58,4 @@ def _count_tokens(tokenizer: bytes) -> int:
     encoded = Tokenizer.from_buffer(tokenizer).encode_batch(
         [document.text for document in bundled_documents()], add_special_tokens=False
     )
-    return sum(len(one.ids) for one in encoded)
+    return sum(len(text.ids) for text in encoded)

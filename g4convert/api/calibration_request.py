@@ -66,10 +66,10 @@ class CalibrationRequest:
             )
         config = read_config(directory)
         text = config.get_text_config()
-        most = context_of(config)
+        context = context_of(config)
         length = default_row_length(text.sliding_window) if length is None else length
-        if not _FEWEST_TOKENS <= length <= most:
-            raise UsageError(f"--length {length}: expected {_FEWEST_TOKENS} to {most:,}, the model's context")
+        if not _FEWEST_TOKENS <= length <= context:
+            raise UsageError(f"--length {length}: expected {_FEWEST_TOKENS} to {context:,}, the model's context")
         if samples is not None and not 2 <= samples <= _MOST_SAMPLES:
             raise UsageError(f"--samples {samples}: expected 2 to {_MOST_SAMPLES:,}: one of them judges")
         if not 0 <= seed <= _LAST_SEED:
@@ -92,10 +92,10 @@ class CalibrationRequest:
     def read(self, data: str) -> tuple[Document, ...]:
         """Read the user's own texts; see `calibrate`."""
         documents = read_documents(data)
-        shown = [one.place for one in documents if one.pictures]
-        if shown and (why := reason_against(self.checkpoint.path, self.frame.config)):
-            text = f"{data}: {plural(len(shown), 'conversation')} with pictures, and {why}"
-            raise InputError(text, hint=f"leave these lines out: {data}", offenders=shown)
+        with_pictures = [document.place for document in documents if document.pictures]
+        if with_pictures and (why := reason_against(self.checkpoint.path, self.frame.config)):
+            text = f"{data}: {plural(len(with_pictures), 'conversation')} with pictures, and {why}"
+            raise InputError(text, hint=f"leave these lines out: {data}", offenders=with_pictures)
         return documents
 
     def check_questions(self, data: str, documents: Sequence[Document]) -> None:
@@ -103,15 +103,18 @@ class CalibrationRequest:
 
         Texts without answers are cut into rows, and a base model continues beginnings: both fit.
         """
-        most = context_of(self.frame.config)
-        asked = [
-            one for one in documents if not one.pictures and 2 * len(one.text.encode()) > most
-        ]  # at least a byte a token
-        lengths = [
-            (one.place, len(self.frame.question(_messages_before_answer(one)))) for one in asked if self.frame.chat
-        ]
-        if long := [f"{place}: {length:,} tokens".removeprefix(": ") for place, length in lengths if length >= most]:
-            what = f"{data}: questions longer than the model's context of {most:,} tokens"
+        context = context_of(self.frame.config)
+        if not self.frame.chat:
+            return
+        long = []
+        for document in documents:
+            if document.pictures or 2 * len(document.text.encode()) <= context:  # a token is at least a byte
+                continue
+            length = len(self.frame.question(_messages_before_answer(document)))
+            if length >= context:
+                long.append(f"{document.place}: {length:,} tokens".removeprefix(": "))
+        if long:
+            what = f"{data}: questions longer than the model's context of {context:,} tokens"
             raise UsageError(what, hint="shorten them, or --no-answers takes the texts as they are", offenders=long)
 
     def _why_without_pictures(self) -> str:
@@ -132,7 +135,7 @@ class CalibrationRequest:
             return {"pictures": len(tokens.pictures)}
         if not takes(self.frame.config, "image"):
             return {}
-        if any(one.pictures for one in documents):
+        if any(document.pictures for document in documents):
             return {"pictures": "none: other texts fill the samples"}
         return {"pictures": f"none: {self._why_without_pictures() or 'the texts have none'}"}
 
@@ -145,7 +148,7 @@ class CalibrationRequest:
                 return answer_questions(loaded, self.frame, order, enough=enough, seed=self.seed, progress=progress)
 
         tokenizer = tokenizer_hash(self.checkpoint.path)
-        found = sample(
+        sampled = sample(
             documents,
             self.frame,
             samples=self.samples,
@@ -154,23 +157,24 @@ class CalibrationRequest:
             tokenizer=tokenizer,
             answer=answer if own.answers else None,
             cutter=PictureCutter.of(self.checkpoint.path, self.frame.config)
-            if any(one.pictures for one in documents)
+            if any(document.pictures for document in documents)
             else None,
         )
+        pictures = sampled.tokens.pictures
         texts = {
-            "documents": found.documents,
-            "kinds": dict(found.kinds),
+            "documents": sampled.documents,
+            "kinds": dict(sampled.kinds),
             "chat_frame": self.frame.chat,
-            "answers": own.why + ("; those with pictures as they are" if own.answers and found.tokens.pictures else ""),
+            "answers": f"{own.why}; those with pictures as they are" if own.answers and pictures else own.why,
             "seed": self.seed,
             "data": hash_of_documents(documents),
-            **self._describe_pictures(documents, found.tokens),
+            **self._describe_pictures(documents, sampled.tokens),
         }
-        model, shown = Model.of(self.checkpoint), found.tokens.pictures
-        return CalibrationFile(found.tokens.ids, tokenizer, model, texts=texts, pictures=shown)
+        model = Model.of(self.checkpoint)
+        return CalibrationFile(sampled.tokens.ids, tokenizer, model, texts=texts, pictures=pictures)
 
 
 def _messages_before_answer(document: Document) -> Sequence[Mapping[str, Any]]:
     """Return the messages before the answer in a document, if it has one."""
-    *asked, last = document.messages
-    return asked if asked and last["role"] in {"assistant", "model"} else document.messages
+    *before, last = document.messages
+    return before if before and last["role"] in {"assistant", "model"} else document.messages

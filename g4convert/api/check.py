@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from g4convert.checkpoint import source
+from g4convert.inspection import engines as inspection
 from g4convert.inspection.engines import Checked, CheckRequest
-from g4convert.inspection.engines import check as judge
 
 
 def check(
@@ -34,9 +34,10 @@ def check(
         UnsupportedError: weights of another format than compressed-tensors' packed one.
         EnvironmentFault: a model is not in the cache and cannot be fetched.
     """
-    asked = CheckRequest.of(Path(model), engines, tp)  # names first: they cost no look-up
+    request = CheckRequest.of(Path(model), engines, tp)  # names first: they cost no look-up
     directory = source.resolve(os.fspath(model)).path
     target = None if assistant_of is None else source.resolve(os.fspath(assistant_of)).path
-    found = judge(replace(asked, directory=directory, target=target))
-    against = None if assistant_of is None else source.display_name(os.fspath(assistant_of))
-    return replace(found, report=replace(found.report, output=source.display_name(os.fspath(model)), reference=against))
+    checked = inspection.check(replace(request, directory=directory, target=target))
+    reference = None if assistant_of is None else source.display_name(os.fspath(assistant_of))
+    report = replace(checked.report, output=source.display_name(os.fspath(model)), reference=reference)
+    return replace(checked, report=report)

@@ -16,13 +16,13 @@ from g4convert.places import already_exists
 
 
 def read_existing(
-    begun: Begun, asked: CalibrationRequest, make: Callable[[], CalibrationFile] | None, *, statistics: bool
+    begun: Begun, request: CalibrationRequest, make: Callable[[], CalibrationFile] | None, *, statistics: bool
 ) -> CalibrationFile:
     """Read the file that is there.
 
     Args:
         begun: the file, and what it is to be made of.
-        asked: the request.
+        request: the request.
         make: makes the ids without the file; None if this takes long.
         statistics: whether the file is to have statistics.
 
@@ -34,18 +34,18 @@ def read_existing(
         made = begun.finished(statistics=statistics)
         if made is not None:
             return made
-        found = CalibrationFile.load(begun.file)
-        rows = len(found.ids)
-        if asked.samples in {None, rows}:
-            other = replace(begun, request={**begun.request, "samples": rows if asked.samples is None else None})
+        existing = CalibrationFile.load(begun.file)
+        rows = len(existing.ids)
+        if request.samples in {None, rows}:
+            other = replace(begun, request={**begun.request, "samples": rows if request.samples is None else None})
             made = other.finished(statistics=statistics)
     except InputError as error:
         raise already_exists(begun.file, error.message) from error
     if made is None:
-        raise already_exists(begun.file, _describe_difference(found, asked, statistics=statistics))
+        raise already_exists(begun.file, _describe_difference(existing, request, statistics=statistics))
     if make is not None and _decided_content(make()) == _decided_content(made):
         return made
-    raise already_exists(begun.file, "made without --samples" if asked.samples else f"made with --samples {rows}")
+    raise already_exists(begun.file, "made without --samples" if request.samples else f"made with --samples {rows}")
 
 
 def _decided_content(file: CalibrationFile) -> object:
@@ -53,16 +53,16 @@ def _decided_content(file: CalibrationFile) -> object:
     return file.hash, dict(file.texts or {})
 
 
-def _describe_difference(found: CalibrationFile, asked: CalibrationRequest, *, statistics: bool) -> str:
+def _describe_difference(existing: CalibrationFile, request: CalibrationRequest, *, statistics: bool) -> str:
     """Return words on why a calibration file is not the requested one."""
-    samples, length = found.ids.shape
-    seed = (found.texts or {}).get("seed")
-    if found.model != Model.of(asked.checkpoint):
+    samples, length = existing.ids.shape
+    seed = (existing.texts or {}).get("seed")
+    if existing.model != Model.of(request.checkpoint):
         return "of another model"
-    if length != asked.length or asked.samples not in {None, samples}:
+    if length != request.length or request.samples not in {None, samples}:
         return f"{samples:,} samples of {length:,} tokens"
-    if seed != asked.seed:
+    if seed != request.seed:
         return f"by seed {seed}"
-    if (found.statistics is not None) is not statistics:
+    if (existing.statistics is not None) is not statistics:
         return "without statistics" if statistics else "with statistics"
     return "of other texts or answers, or by another version"

@@ -26,16 +26,16 @@ _OPTION: Final = re.compile(r"`\w[^`]*`|(?<![\w-])(--[a-z][a-z-]*|-[or]\b)")
 def add_keyword_notes(call: Callable[P, R]) -> Callable[P, R]:
     """Return a function whose errors have a note that names its keywords for the options in their text."""
     known = signature(call).parameters
-    overrides = any(one.kind is Parameter.VAR_KEYWORD for one in known.values())
+    takes_overrides = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values())
     keywords = dict[str, str]()
-    for name in (*known, *(Overrides.__annotations__ if overrides else ())):
+    for name in (*known, *(Overrides.__annotations__ if takes_overrides else ())):
         option = f"--{name.replace('_', '-')}"
-        given = f"{name}=True" if name in known and known[name].default is False else name
-        keywords |= {option.removesuffix("s"): given, option: given, f"--no{option[1:]}": f"{name}=False"}
+        keyword = f"{name}=True" if name in known and known[name].default is False else name
+        keywords |= {option.removesuffix("s"): keyword, option: keyword, f"--no{option[1:]}": f"{name}=False"}
     keywords |= {"-" + name[0]: name for name in ("output", "recipe") if name in known}
 
     @wraps(call)
-    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call_with_notes(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return call(*args, **kwargs)
         except G4Error as error:
@@ -43,7 +43,7 @@ def add_keyword_notes(call: Callable[P, R]) -> Callable[P, R]:
                 error.add_note(note)
             raise
 
-    return called
+    return call_with_notes
 
 
 def describe_in_python(text: str, keywords: Mapping[str, str]) -> str:
@@ -54,5 +54,5 @@ def describe_in_python(text: str, keywords: Mapping[str, str]) -> str:
         keywords: keywords of a function by option.
     """
     options = dict.fromkeys(_OPTION.findall(text))
-    said = ", ".join(f"{one} is {keywords[one]}" for one in options if one in keywords)
-    return f"in Python: {said}" if said else ""
+    pairs = ", ".join(f"{option} is {keywords[option]}" for option in options if option in keywords)
+    return f"in Python: {pairs}" if pairs else ""

@@ -35,19 +35,21 @@ def with_calibration(conversion: Conversion, ranks: Ranks, progress: Progress) -
 
 def _complete(conversion: Conversion, progress: Progress, ranks: Ranks) -> bool:
     """Make or complete the calibration file; return True if the conversion must use the file beside the output."""
-    given, plan = conversion.calibration, conversion.plan
-    if given is None or given.is_complete(plan):
+    calibration, plan = conversion.calibration, conversion.plan
+    if calibration is None or calibration.is_complete(plan):
         return False
     with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
         choose(plan, conversion.checkpoint, reader)  # what can be refused, is now
-    if given.is_there:
+    if calibration.is_there:
         job, own = conversion.job, conversion.job.own_calibration
         source, device, workers = conversion.checkpoint, job.device, job.workers
         if not job.overwrite:
-            _check_own_file(own, given, source)
-        add_statistics(given.path, own, plan, source, device=device, workers=workers, progress=progress, ranks=ranks)
+            _check_own_file(own, calibration, source)
+        add_statistics(
+            calibration.path, own, plan, source, device=device, workers=workers, progress=progress, ranks=ranks
+        )
     else:
-        _calibrate_on_bundled(conversion, given.path, progress, ranks)
+        _calibrate_on_bundled(conversion, calibration.path, progress, ranks)
     return True
 
 
@@ -58,7 +60,7 @@ def _calibrate_on_bundled(conversion: Conversion, path: Path, progress: Progress
     job, layered = conversion.job, conversion.plan.recipe.is_layered
     make_directory(path.parent)
     progress.say(f"calibration: of the bundled texts, kept in {path}")
-    done = calibrate(
+    calibrated = calibrate(
         job.source.path,
         path,
         answers=False,
@@ -69,8 +71,8 @@ def _calibrate_on_bundled(conversion: Conversion, path: Path, progress: Progress
         progress=progress,
         ranks=ranks,
     )
-    rows = f"{done.tokens.samples:,} x {done.tokens.length:,} tokens"
-    progress.say(f"calibration: {rows} of the bundled texts, {done.texts['answers']}")
+    rows = f"{calibrated.tokens.samples:,} x {calibrated.tokens.length:,} tokens"
+    progress.say(f"calibration: {rows} of the bundled texts, {calibrated.texts['answers']}")
 
 
 def add_statistics(  # noqa: PLR0913 -- a file, its model, and who does it
@@ -121,9 +123,11 @@ def add_statistics(  # noqa: PLR0913 -- a file, its model, and who does it
         lock.take()
         check_ours(scratch)
         check_room(scratch, state_bytes(text, ids, layered=False))
-        found = record(checkpoint.path, tokens, scratch, workers=workers, device=place, progress=progress, ranks=ranks)
+        statistics = record(
+            checkpoint.path, tokens, scratch, workers=workers, device=place, progress=progress, ranks=ranks
+        )
         lock.check()
-        replace(file, model=found.model, statistics=found).save(own)
+        replace(file, model=statistics.model, statistics=statistics).save(own)
         drop(scratch)
 
 
@@ -136,12 +140,12 @@ def _check_own_file(own: Path, given: Calibration, checkpoint: Checkpoint) -> No
     """
     if not own.exists() or is_same(own, given.path):
         return
-    there = CalibrationFile.load(own)
-    if there.hash != given.hash or (there.model is not None and there.model != Model.of(checkpoint)):
+    existing = CalibrationFile.load(own)
+    if existing.hash != given.hash or (existing.model is not None and existing.model != Model.of(checkpoint)):
         hint = f"move it away, or take it: --calibration {quote(str(own))}; --overwrite replaces it"
         raise UsageError(f"{own}: is there already, of other texts than {given.path}, or another model", hint=hint)
 
 
-def _has_statistics_of(there: CalibrationFile, file: CalibrationFile, model: Model) -> bool:
-    """Return whether `there` already has the statistics of this model over the ids of `file`."""
-    return there.statistics is not None and (there.hash, there.model) == (file.hash, model)
+def _has_statistics_of(existing: CalibrationFile, file: CalibrationFile, model: Model) -> bool:
+    """Return whether `existing` already has the statistics of this model over the ids of `file`."""
+    return existing.statistics is not None and (existing.hash, existing.model) == (file.hash, model)

@@ -71,8 +71,10 @@ class Quantized:
         if self.summary is None:
             document["already_done"] = True
         else:
-            refused = [{"engine": one.engine, "version": one.label, "tp": one.tp} for one in self.refused]
-            document |= {**self.summary.to_dict(), "refused_by": refused}
+            refused = (
+                {"engine": verdict.engine, "version": verdict.label, "tp": verdict.tp} for verdict in self.refused
+            )
+            document |= {**self.summary.to_dict(), "refused_by": [*refused]}
         return document | ({} if self.report is None else {"verify": self.report.to_dict()})
 
 
@@ -159,12 +161,12 @@ def run(conversion: Conversion, level: Level | None, ranks: Ranks, *, progress: 
         summary = ranks.from_lead(_write_output(conversion, ranks, progress))
     peak = peak_memory()  # before a verification has its own
     if ranks.leads and level is not None:
-        asked = Request(job.output, job.source.path, level)
-        report = run_verification(asked, progress=progress, written=not conversion.already_done)
+        request = Request(job.output, job.source.path, level)
+        report = run_verification(request, progress=progress, written=not conversion.already_done)
     refused = conversion.outlook.refusing(job.tps)
     workers, tokens = job.workers or default_workers(), count_bundled_tokens(conversion.checkpoint)
-    expected = estimate_costs(conversion.plan, add_up_sizes(conversion.plan), workers, tokens)
-    return Quantized(job.output, job.source.path, summary, refused, report, peak, expected)
+    costs_of_methods = estimate_costs(conversion.plan, add_up_sizes(conversion.plan), workers, tokens)
+    return Quantized(job.output, job.source.path, summary, refused, report, peak, costs_of_methods)
 
 
 def make_job(  # noqa: PLR0913 - the choices of a conversion
@@ -188,10 +190,10 @@ def make_job(  # noqa: PLR0913 - the choices of a conversion
     check_run(tp=tp, workers=workers, device=device)
     if tp and not recipe.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
-    found = source.resolve(os.fspath(model))
+    place = source.resolve(os.fspath(model))
     data = None if calibration is None else Path(calibration)
     return Job(
-        found, recipe, Path(output), workers, device, overwrite=overwrite, tps=tuple(tp) or (1,), calibration=data
+        place, recipe, Path(output), workers, device, overwrite=overwrite, tps=tuple(tp) or (1,), calibration=data
     )
 
 

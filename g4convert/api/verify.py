@@ -57,7 +57,7 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         EnvironmentFault: no such device, or not enough memory.
     """
     check_run(device=device, memory=memory, dtype=dtype)  # before the model: it costs no look-up
-    asked = Request(
+    request = Request(
         output=source.resolve(os.fspath(output)).path,
         reference=None if reference is None else source.file_or_model(os.fspath(reference)),
         level=parse_choice("--level", level, Level),
@@ -71,6 +71,6 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         engine_url=engine_url,
         engine_timeout=engine_timeout,
     )
-    found = run(asked, progress=with_messages_to(progress, say))
-    against = None if reference is None else source.display_name(os.fspath(reference))
-    return replace(found, output=source.display_name(os.fspath(output)), reference=against)
+    report = run(request, progress=with_messages_to(progress, say))
+    reference_name = None if reference is None else source.display_name(os.fspath(reference))
+    return replace(report, output=source.display_name(os.fspath(output)), reference=reference_name)

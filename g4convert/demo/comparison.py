@@ -27,7 +27,7 @@ class LogitsDifference:
         return self.max_abs / self.reference
 
 
-def compare(expected: torch.Tensor, found: torch.Tensor) -> LogitsDifference:
+def compare(expected: torch.Tensor, actual: torch.Tensor) -> LogitsDifference:
     """Compare logits of the same prompt, both float32 [tokens, vocabulary].
 
     Returns:
@@ -36,15 +36,15 @@ def compare(expected: torch.Tensor, found: torch.Tensor) -> LogitsDifference:
     Raises:
         GateError: a logit is not finite: nothing could be concluded.
     """
-    for name, values in (("expected", expected), ("found", found)):
+    for name, values in (("expected", expected), ("found", actual)):
         if not bool(values.isfinite().all()):
             raise GateError(f"{name} logits: {int((~values.isfinite()).sum())} of {values.numel()} are not finite")
-    difference = (expected - found).abs()
-    log_p, log_q = expected.double().log_softmax(-1), found.double().log_softmax(-1)
+    difference = (expected - actual).abs()
+    log_p, log_q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
     return LogitsDifference(
         max_abs=float(difference.max()),
         mean_abs=float(difference.mean()),
         kl_mean=max(0.0, float((log_p.exp() * (log_p - log_q)).sum(-1).mean())),
-        top1_agreement=float((expected.argmax(-1) == found.argmax(-1)).float().mean()),
+        top1_agreement=float((expected.argmax(-1) == actual.argmax(-1)).float().mean()),
         reference=float(expected.abs().max()),
     )

@@ -100,18 +100,18 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
     source, output = directory / family, directory / f"{family}-W4A16"
     make_room(directory, (source.name, output.name))
     with TemporaryDirectory(prefix=".g4convert-demo-", dir=directory) as name:
-        made = Path(name)
+        scratch = Path(name)
         if family in TRAINED:
             say(f"copying a tiny {family} checkpoint that has learned something: {source}")
-            shutil.copytree(trained(family), made / source.name, copy_function=shutil.copyfile)
+            shutil.copytree(trained(family), scratch / source.name, copy_function=shutil.copyfile)
         else:
             say(f"making a tiny {family} checkpoint: {source}")
-            make(family, made / source.name)
+            make(family, scratch / source.name)
         say(f"quantizing it: {output}")
         recipe = load(DEFAULT, {"assistant": "pack"} if "assistant" in family else None)
-        conversion = prepare(Job(Source.at(made / source.name), recipe, made / output.name))
+        conversion = prepare(Job(Source.at(scratch / source.name), recipe, scratch / output.name))
         summary = convert(conversion, Progress(), Ranks())
-        move_into_place(directory, made, (source.name, output.name))
+        move_into_place(directory, scratch, (source.name, output.name))
     assert summary is not None  # noqa: S101 - there is one rank, and it leads
     outlook = conversion.outlook.with_remedies()
     report = PlanReport.of(Source.at(source), recipe, conversion.plan, conversion.layout, outlook)
@@ -125,13 +125,13 @@ def _compare_answers(source: Path, output: Path) -> tuple[ProbeComparison, ...]:
     Raises:
         GateError: the result computes something else than its dequantized weights.
     """
-    original, expected, found = loaded(source), loaded(output, packed=False), loaded(output)
+    original, expected, packed_model = loaded(source), loaded(output, packed=False), loaded(output)
     probes = make_probes(original, source, tokens=1)  # one conversation of each kind
     comparisons = []
     for kind in dict.fromkeys(probe.bucket for probe in probes):
-        asked = [probe for probe in probes if probe.bucket == kind]
-        plain, wanted, packed = (_run_probes(model, asked) for model in (original, expected, found))
-        comparisons.append(ProbeComparison(kind, compare(wanted, packed), compare(plain, wanted)))
+        same_kind = [probe for probe in probes if probe.bucket == kind]
+        plain, dequantized, packed = (_run_probes(model, same_kind) for model in (original, expected, packed_model))
+        comparisons.append(ProbeComparison(kind, compare(dequantized, packed), compare(plain, dequantized)))
     wrong = [f"{c.prompt}: {c.read_back.relative:.1e}" for c in comparisons if not c.read_back.relative <= PARITY]
     if wrong:
         raise GateError("the packed result computes something else than its dequantized weights", offenders=wrong)
@@ -157,8 +157,8 @@ def make_room(directory: Path, names: tuple[str, ...]) -> None:
     _refuse_checkpoint(directory)
     make_directory(directory)
     known = _read_record(directory)
-    there = {name: digest for name in names for name, digest in _hash_files(directory, name).items()}
-    strange = [name for name, digest in there.items() if known.get(name) != digest]
+    existing = {name: digest for name in names for name, digest in _hash_files(directory, name).items()}
+    strange = [name for name, digest in existing.items() if known.get(name) != digest]
     if strange:
         raise UsageError(
             f"{directory}: in the way, and not made by an earlier demo",
@@ -176,22 +176,22 @@ def _refuse_checkpoint(directory: Path) -> None:
     Raises:
         UsageError: it is one; names its files.
     """
-    if directory.is_dir() and (found := [*directory.glob(CONFIG), *sorted(directory.glob("*.safetensors"))]):
+    if directory.is_dir() and (files := [*directory.glob(CONFIG), *sorted(directory.glob("*.safetensors"))]):
         raise UsageError(
             f"{directory}: is a checkpoint, expected a directory to write checkpoints to",
-            offenders=[one.name for one in found[:3]],
+            offenders=[file.name for file in files[:3]],
             hint="name another directory",
         )
 
 
-def move_into_place(directory: Path, made: Path, names: tuple[str, ...]) -> None:
+def move_into_place(directory: Path, scratch: Path, names: tuple[str, ...]) -> None:
     """Move what was made, and record that it was."""
     record = dict(_read_record(directory))
     for name in names:
-        record |= _hash_files(made, name)
+        record |= _hash_files(scratch, name)
     (directory / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for name in names:
-        (made / name).rename(directory / name)
+        (scratch / name).rename(directory / name)
 
 
 def _hash_files(directory: Path, name: str) -> dict[str, str]:
@@ -199,14 +199,14 @@ def _hash_files(directory: Path, name: str) -> dict[str, str]:
     path = directory / name
     if path.is_symlink() or not path.is_dir():
         return {name: "not a directory"} if path.is_symlink() or path.exists() else {}
-    found = {}
+    hashes = {}
     for child in sorted(path.iterdir()):
         inner = f"{name}/{child.name}"
         if child.is_file() and not child.is_symlink():
-            found[inner] = hashlib.sha256(child.read_bytes()).hexdigest()
+            hashes[inner] = hashlib.sha256(child.read_bytes()).hexdigest()
         else:
-            found[inner] = "not a file"
-    return found
+            hashes[inner] = "not a file"
+    return hashes
 
 
 def _read_record(directory: Path) -> Mapping[str, str]:

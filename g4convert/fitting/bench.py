@@ -70,7 +70,7 @@ class _Recording(torch.nn.Module):
         before = {} if shared_kv_states is None else dict(shared_kv_states)
         states: torch.Tensor = self._layer(*args, shared_kv_states=shared_kv_states, **options)
         after = {} if shared_kv_states is None else dict(shared_kv_states)
-        left = {key: one for key, one in after.items() if before.get(key) is not one}
+        left = {key: value for key, value in after.items() if before.get(key) is not value}
         self.given = _Recorded(states, left)
         return states
 
@@ -125,15 +125,15 @@ class Bench:
         Raises:
             InputError: the last states are NaN or infinite.
         """
-        given = torch.from_numpy(ids.astype(np.int64)).to(device_of(model))
-        noting = [_Recording(layer) for layer in model.get_decoder().layers]
-        with replaced_layers(model, noting):
-            states = _run_decoder(model, given)
+        token_ids = torch.from_numpy(ids.astype(np.int64)).to(device_of(model))
+        recorders = [_Recording(layer) for layer in model.get_decoder().layers]
+        with replaced_layers(model, recorders):
+            states = _run_decoder(model, token_ids)
         if not bool(states.isfinite().all()):
             hint = "the checkpoint is damaged, or its numbers are too large for this dtype: --dtype float32"
             raise InputError("the model as it is gives states that are NaN or infinite", hint=hint)
-        layers = tuple(one.given for one in noting if one.given is not None)
-        return cls(model, rounder, given, layers, states, Divergence.of(Head.of(model), states))
+        layers = tuple(recorder.given for recorder in recorders if recorder.given is not None)
+        return cls(model, rounder, token_ids, layers, states, Divergence.of(Head.of(model), states))
 
     @torch.no_grad()
     def losses(self, forms: Iterable[tuple[Part, Form]]) -> F64:
@@ -153,8 +153,8 @@ class Bench:
             states = self._run_from(min((part.unit.layer or 0 for part, _ in body), default=len(self.layers)))
         head = [self._round_head_rows(part.weights[0], form) for part, form in changes if part.role is PackRole.LM_HEAD]
         kl = self.original.kl(states, head[0] if head else None)
-        found: F64 = kl.view(len(self.ids), -1).mean(-1).numpy()
-        return found
+        losses: F64 = kl.view(len(self.ids), -1).mean(-1).numpy()
+        return losses
 
     def _run_from(self, first: int) -> torch.Tensor:
         """Return the head's input [p, h]; layers before `first` replay their recorded output."""
@@ -167,7 +167,7 @@ class Bench:
     @contextmanager
     def _replace_weights(self, part: Part, form: Packing) -> Iterator[None]:
         """Give the model the rounded weights of a part; restore the original weights on exit."""
-        put = (
+        round_part = (
             self._round_table
             if part.role in _TABLES
             else self._round_experts
@@ -175,7 +175,7 @@ class Bench:
             else self._round_linears
         )
         with ExitStack() as stack:
-            for owner, name, value in put(part, form):
+            for owner, name, value in round_part(part, form):
                 stack.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, value)
             yield
@@ -199,14 +199,14 @@ class Bench:
     def _round_experts(self, part: Part, form: Packing) -> Iterator[_Replacement]:
         """Yield a layer's two rounded expert tensors: [e, 2i, h] with gate rows first, and [e, h, i]."""
         owner = self._find_layer(part.weights[0]).experts
-        found = {name: getattr(owner, name).detach().clone() for name in ("gate_up_proj", "down_proj")}
+        tensors = {name: getattr(owner, name).detach().clone() for name in ("gate_up_proj", "down_proj")}
         for weight in part.weights:
             module = weight.module
-            whole = found["down_proj" if module.projection == "down_proj" else "gate_up_proj"][module.expert]
+            whole = tensors["down_proj" if module.projection == "down_proj" else "gate_up_proj"][module.expert]
             n, is_up = weight.shape[0], module.projection == "up_proj"
             rows = whole[n:] if is_up else whole[:n]
             rows.copy_(self.rounder.round_weight(weight, rows, form))
-        for name, value in found.items():
+        for name, value in tensors.items():
             yield owner, name, _make_parameter(value)
 
     def _find_layer(self, weight: Weight) -> Model:

@@ -25,16 +25,16 @@ def parse_choices(texts: Iterable[str]) -> tuple[Form, ...]:
     Raises:
         UsageError: bits other than 4, 8 and 16, or groups other than 32, 64, 128 and channel; names every wrong value.
     """
-    found = {text: _parse_choice(text) for text in texts}
+    forms = {text: _parse_choice(text) for text in texts}
     expected = "expected 4:N or 8:N, with N one of 32, 64, 128 and channel; or 16"
-    wrong = [f"{text}: {expected}" for text in found if text != str(KEPT_BITS) and not _CHOICE.fullmatch(text)]
+    wrong = [f"{text}: {expected}" for text in forms if text != str(KEPT_BITS) and not _CHOICE.fullmatch(text)]
     if wrong:
         raise UsageError(
             "--choice: packings that no engine has a kernel for",
             offenders=wrong,
-            hint=f"the default is {' '.join(f'--choice {one}' for one in DEFAULT_CHOICES)}",
+            hint=f"the default is {' '.join(f'--choice {choice}' for choice in DEFAULT_CHOICES)}",
         )
-    return tuple(dict.fromkeys(found.values()))
+    return tuple(dict.fromkeys(forms.values()))
 
 
 def label_form(form: Form) -> str:

@@ -54,8 +54,8 @@ class Point:
 
     def is_better(self, other: "Point") -> bool:
         """Return whether this point loses less than `other` by more than one standard error of the difference."""
-        apart = [mine - theirs for mine, theirs in zip(self.losses, other.losses, strict=True)]
-        return fmean(apart) < -(stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else 0)
+        differences = [mine - theirs for mine, theirs in zip(self.losses, other.losses, strict=True)]
+        return fmean(differences) < -(stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0)
 
 
 def choose_for(
@@ -77,20 +77,20 @@ def choose_for(
     others = [*_select_choosable(shipped_ones, solved)]
     if isinstance(target, Loss):
         *tries, last = _search_within_loss(target, solved, measure)
-        simple = sorted(_measure_simple(last.nbytes, solved, measure, others), key=lambda one: -one.nbytes)
-        smaller = [one for one in simple if one.nbytes < last.nbytes and one.measured <= target.kl]
-        taken = min(smaller, key=lambda one: (one.nbytes, one.measured), default=last)
-        return _put_last(taken, [*tries, *simple, last], others)
+        simple = sorted(_measure_simple(last.nbytes, solved, measure, others), key=lambda point: -point.nbytes)
+        smaller = [point for point in simple if point.nbytes < last.nbytes and point.measured <= target.kl]
+        choice = min(smaller, key=lambda point: (point.nbytes, point.measured), default=last)
+        return _put_last(choice, [*tries, *simple, last], others)
     nbytes = check_budget(target, solved.problem)
     best = _measure_point("best predicted", solved.within(nbytes), solved, measure)
-    tried = sorted(_measure_simple(nbytes, solved, measure, others), key=lambda one: -one.measured)
-    taken = best if not tried or best.is_better(tried[-1]) else tried[-1]
-    return _put_last(taken, [*tried, best] if taken is best else [best, *tried], others)
+    tried = sorted(_measure_simple(nbytes, solved, measure, others), key=lambda point: -point.measured)
+    choice = best if not tried or best.is_better(tried[-1]) else tried[-1]
+    return _put_last(choice, [*tried, best] if choice is best else [best, *tried], others)
 
 
-def _put_last(taken: Point, tried: Iterable[Point], others: Sequence[Point]) -> tuple[Point, ...]:
+def _put_last(choice: Point, tried: Iterable[Point], others: Sequence[Point]) -> tuple[Point, ...]:
     """Return the points that were tried, without other ones, and the one to take last."""
-    return (*(one for one in tried if one is not taken and one not in others), taken)
+    return (*(point for point in tried if point is not choice and point not in others), choice)
 
 
 def _measure_simple(nbytes: int, solved: SolvedProblem, measure: Measure, others: Iterable[Point]) -> Iterator[Point]:
@@ -105,10 +105,10 @@ def _measure_simple(nbytes: int, solved: SolvedProblem, measure: Measure, others
 def _select_choosable(points: Iterable[Point], solved: SolvedProblem) -> Iterator[Point]:
     """Yield the points that are choices of the problem, with the sum of single changes."""
     parts = {part.name: part for part in solved.problem.parts}
-    for one in points:
-        alike = one.assignment.keys() == parts.keys() and one.nbytes == solved.problem.nbytes(one.assignment)
-        if alike and all(form in parts[name].forms for name, form in one.assignment.items()):
-            yield replace(one, predicted=solved.loss_of(one.assignment))
+    for point in points:
+        is_whole = point.assignment.keys() == parts.keys() and point.nbytes == solved.problem.nbytes(point.assignment)
+        if is_whole and all(form in parts[name].forms for name, form in point.assignment.items()):
+            yield replace(point, predicted=solved.loss_of(point.assignment))
 
 
 def _search_within_loss(target: Loss, solved: SolvedProblem, measure: Measure) -> tuple[Point, ...]:
@@ -118,35 +118,37 @@ def _search_within_loss(target: Loss, solved: SolvedProblem, measure: Measure) -
     """
     losses = solved.losses
     tried: dict[int, Point] = {}
-    low, high, off = -1, len(losses), 1.0
+    low, high, ratio = -1, len(losses), 1.0
     while high - low > 1 and len(tried) < _MAX_TRIES:
-        wanted = next((place for place, loss in enumerate(losses) if loss * off <= target.kl), len(losses) - 1)
+        wanted = next((place for place, loss in enumerate(losses) if loss * ratio <= target.kl), len(losses) - 1)
         place = min(max(wanted, low + 1), high - 1) if len(tried) < _MAX_GUESSES else (low + high) // 2
-        one = tried[place] = _measure_point(f"try {len(tried) + 1}", solved.corner(place), solved, measure)
-        if one.measured > target.kl:
+        point = tried[place] = _measure_point(f"try {len(tried) + 1}", solved.corner(place), solved, measure)
+        if point.measured > target.kl:
             low = place
         else:
             high = place
-            if one.measured >= _CLOSE_ENOUGH * target.kl:
+            if point.measured >= _CLOSE_ENOUGH * target.kl:
                 break
-        off = one.measured / one.predicted if one.predicted else off
+        ratio = point.measured / point.predicted if point.predicted else ratio
     if high == len(losses) or not _is_packed(solved.problem, tried[high]):
-        packed = [one for one in tried.values() if _is_packed(solved.problem, one)]
-        least = min(packed, key=lambda one: one.measured, default=None)
-        found = "" if least is None else f"; the least of those tried was {least.measured:.3g}, at {size(least.nbytes)}"
-        raise GateError(f"{target.text}: nothing can be packed and lose so little{found}", hint="allow a larger loss")
-    return (*(one for place, one in tried.items() if place != high), tried[high])
+        packed = [point for point in tried.values() if _is_packed(solved.problem, point)]
+        least = min(packed, key=lambda point: point.measured, default=None)
+        closest = (
+            "" if least is None else f"; the least of those tried was {least.measured:.3g}, at {size(least.nbytes)}"
+        )
+        raise GateError(f"{target.text}: nothing can be packed and lose so little{closest}", hint="allow a larger loss")
+    return (*(point for place, point in tried.items() if place != high), tried[high])
 
 
-def _is_packed(problem: Problem, one: Point) -> bool:
+def _is_packed(problem: Problem, point: Point) -> bool:
     """Return whether a choice packs any free part."""
-    return any(one.assignment[part.name] is not None for part in problem.free)
+    return any(point.assignment[part.name] is not None for part in problem.free)
 
 
-def _measure_point(name: str, chosen: Assignment, solved: SolvedProblem, measure: Measure) -> Point:
+def _measure_point(name: str, assignment: Assignment, solved: SolvedProblem, measure: Measure) -> Point:
     problem = solved.problem
-    losses = measure.losses((part, chosen[part.name]) for part in problem.parts)
-    return Point(name, problem.nbytes(chosen), tuple(losses.tolist()), solved.loss_of(chosen), chosen)
+    losses = measure.losses((part, assignment[part.name]) for part in problem.parts)
+    return Point(name, problem.nbytes(assignment), tuple(losses.tolist()), solved.loss_of(assignment), assignment)
 
 
 def measure_presets(problem: Problem, checkpoint: Checkpoint, measure: Measure) -> Iterator[Point]:

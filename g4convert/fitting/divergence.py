@@ -51,8 +51,8 @@ class Divergence:
         """
         weight, made, page = head.matrix, HeadLogits(head, states), Page()
         generator = torch.Generator().manual_seed(_SEED)
-        found = [_draw_tokens(made.rows(*piece, page)[0], generator) for piece in pieces(len(made), made.width)]
-        ids, shares = (torch.cat(parts) for parts in zip(*found, strict=True))
+        drawn = [_draw_tokens(made.rows(*piece, page)[0], generator) for piece in pieces(len(made), made.width)]
+        ids, shares = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         rows = weight[ids.to(weight.device)]
         return cls(ids, shares, rows, _compute_logits(rows, states, head.cap), head.cap)
 

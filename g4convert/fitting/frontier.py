@@ -120,12 +120,12 @@ class Frontier:
 
     def _trace(self, steps: int) -> tuple[int, ...]:
         """Return the choice behind `best[steps]`: walk `picks` from the last item to the first."""
-        found = []
+        choice = []
         for number in range(len(self.items) - 1, -1, -1):
             item, place = self.items[number], int(self.picks[number, steps])
-            found.append(place)
+            choice.append(place)
             steps -= -(-(item.options[place].nbytes - item.least) // self.step)
-        return tuple(reversed(found))
+        return tuple(reversed(choice))
 
 
 def _choose_step(items: Sequence[Decision]) -> int:

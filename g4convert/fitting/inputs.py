@@ -130,9 +130,9 @@ def _spread_evenly(rows: Sequence[int], count: int) -> list[int]:
 def _read_needed_statistics(path: Path, problem: Problem, unit: LossUnit, checkpoint: Checkpoint) -> Statistics | None:
     """Read the statistics if the method or the unit needs them; for KL, `gptq` does without if the file has none."""
     recipe = problem.plan.recipe
-    without = not recipe.is_calibrated or (recipe.is_layered and CalibrationFile.load(path).statistics is None)
-    if without and unit is LossUnit.KL:
+    is_optional = not recipe.is_calibrated or (recipe.is_layered and CalibrationFile.load(path).statistics is None)
+    if is_optional and unit is LossUnit.KL:
         return None
-    found = read_statistics(path)
-    check_statistics(path, found, problem.plan, checkpoint)
-    return found
+    statistics = read_statistics(path)
+    check_statistics(path, statistics, problem.plan, checkpoint)
+    return statistics

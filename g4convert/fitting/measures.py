@@ -57,24 +57,24 @@ class Measures:
         cls,
         checkpoint: Checkpoint,
         rounder: Rounder,
-        given: Inputs,
-        known: Sensitivities,
+        inputs: Inputs,
+        sensitivities: Sensitivities,
         dtype: DTypeName,
         device: str,
     ) -> "Measures":
         """Make the measures; load the model only for KL."""
         share = rounder.share
-        if known.basis.unit is LossUnit.OUTPUT_ERROR:
-            both = OutputErrors(checkpoint, rounder, given.ids, known.losses)
-            return cls(both, both if share == 1 else StandIn(both, share), LossUnit.OUTPUT_ERROR, share)
+        if sensitivities.basis.unit is LossUnit.OUTPUT_ERROR:
+            errors = OutputErrors(checkpoint, rounder, inputs.ids, sensitivities.losses)
+            return cls(errors, errors if share == 1 else StandIn(errors, share), LossUnit.OUTPUT_ERROR, share)
         model = load(checkpoint, dtype=dtype, device=torch_device(device), decoder_only=True)
-        single, whole = (Bench.of(model, ids, rounder) for ids in (given.ids, given.held_out))
+        single, whole = (Bench.of(model, ids, rounder) for ids in (inputs.ids, inputs.held_out))
         return cls(single, whole if share == 1 else StandIn(whole, share), LossUnit.KL, share)
 
     def smooth_and_scale(self, problem: Problem, losses: Losses) -> Losses:
         """Return the losses to choose by: KL smoothed, output errors unchanged since they have no noise; by share."""
-        found = smooth_losses(problem, losses) if self.unit is LossUnit.KL else losses
-        return scale_losses(found, problem.free, self.share)
+        smooth = smooth_losses(problem, losses) if self.unit is LossUnit.KL else losses
+        return scale_losses(smooth, problem.free, self.share)
 
 
 def choose_unit(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeName, device: str) -> LossUnit:
@@ -85,8 +85,8 @@ def choose_unit(memory: MemoryUse, target: Target, problem: Problem, dtype: DTyp
         UsageError: the target is a KL, but the decoder is not held in memory.
     """
     inventory = problem.plan.inventory
-    weights = [one for one in inventory.weights if inventory.architecture.decoder_path(one.name) is not None]
-    need = DTYPES[dtype].itemsize * sum(one.info.numel for one in weights)
+    weights = [weight for weight in inventory.weights if inventory.architecture.decoder_path(weight.name) is not None]
+    need = DTYPES[dtype].itemsize * sum(weight.info.numel for weight in weights)
     if memory is not MemoryUse.STREAM and is_roomy(need, torch_device(device)):
         return LossUnit.KL
     why = f"its decoder takes {size(need)} in {dtype}, more than the free memory of {device}"
@@ -108,22 +108,22 @@ _LEAST_LOSS: Final = 1e-12
 
 def smooth_losses(problem: Problem, losses: Losses) -> Losses:
     """Return the fitted losses, by part name and packing label."""
-    alike: defaultdict[tuple[str, tuple[str, ...]], list[Part]] = defaultdict(list)
+    groups: defaultdict[tuple[str, tuple[str, ...]], list[Part]] = defaultdict(list)
     for part in problem.free:
         for bits in dict.fromkeys(form.num_bits for form in part.forms if form is not None):
             labels = tuple(label_form(form) for form in part.forms if form is not None and form.num_bits == bits)
-            alike[part.kind, labels].append(part)
-    found: dict[str, dict[str, float]] = {part.name: {} for part in problem.free}
-    for (_, labels), parts in alike.items():
+            groups[part.kind, labels].append(part)
+    smooth: dict[str, dict[str, float]] = {part.name: {} for part in problem.free}
+    for (_, labels), parts in groups.items():
         for part, row in zip(
             parts, _fit_factors([[losses[part.name][label] for label in labels] for part in parts]), strict=True
         ):
-            found[part.name] |= dict(zip(labels, row, strict=True))
-    return found
+            smooth[part.name] |= dict(zip(labels, row, strict=True))
+    return smooth
 
 
 def _fit_factors(losses: Sequence[Sequence[float]]) -> list[list[float]]:
     """Fit losses [parts, packings] as part factor x packing factor, by least squares of the logarithms."""
     logs = np.log(np.maximum(np.array(losses), _LEAST_LOSS))
-    found: list[list[float]] = np.exp(logs.mean(1, keepdims=True) + logs.mean(0) - logs.mean()).tolist()
-    return found
+    fitted: list[list[float]] = np.exp(logs.mean(1, keepdims=True) + logs.mean(0) - logs.mean()).tolist()
+    return fitted

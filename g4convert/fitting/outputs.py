@@ -65,14 +65,14 @@ class OutputErrors:
 
     def _sum_squares(self, weight: Weight, form: Packing) -> tuple[float, float]:
         """Return the mean squares of a weight's error and of its outputs, each summed over the outputs."""
-        given = self.rounder.squares(weight)
-        each = torch.ones(weight.shape[1]) if given is None else torch.from_numpy(given)
+        statistics = self.rounder.squares(weight)
+        input_squares = torch.ones(weight.shape[1]) if statistics is None else torch.from_numpy(statistics)
         errors = squares = 0.0
         for rows in self._read_rows(weight):
             values = rows.float()
             change = self.rounder.round_weight(weight, values, form) - values
-            errors += float((change.square() @ each).double().sum())
-            squares += float((values.square() @ each).double().sum())
+            errors += float((change.square() @ input_squares).double().sum())
+            squares += float((values.square() @ input_squares).double().sum())
         return errors, squares
 
     def _read_rows(self, weight: Weight) -> Iterator[torch.Tensor]:

@@ -88,14 +88,15 @@ def _find_parts(plan: Plan, choices: Sequence[Form]) -> Iterator[Part]:
     """Yield the parts of a plan."""
     base = {step.weight.name: step.packing for step in plan.quantized}
     grouped: dict[FusedUnit, list[Packable]] = {}
-    for one in find_packable_in(plan):
-        if one.role is PackRole.VISION_TOWER:
-            _refuse_rules_of_towers(plan.recipe, one)
+    for packable in find_packable_in(plan):
+        weight = packable.weight
+        if packable.role is PackRole.VISION_TOWER:
+            _refuse_rules_of_towers(plan.recipe, packable)
         else:
-            role = Role.ATTENTION if one.weight.role is Role.KV_SHARED else one.weight.role
-            grouped.setdefault(unit_of(one.weight.module, role, plan.inventory.architecture), []).append(one)
+            role = Role.ATTENTION if weight.role is Role.KV_SHARED else weight.role
+            grouped.setdefault(unit_of(weight.module, role, plan.inventory.architecture), []).append(packable)
     for unit, members in grouped.items():
-        weights = tuple(one.weight for one in members)
+        weights = tuple(member.weight for member in members)
         form = base.get(weights[0].name)
         forms = tuple(_select_fitting(weights, choices)) if _is_free(plan.recipe, members) else ()
         yield Part(unit, members[0].role, weights, forms if len(forms) > 1 else (form,), form)
@@ -103,7 +104,7 @@ def _find_parts(plan: Plan, choices: Sequence[Form]) -> Iterator[Part]:
 
 def _is_free(recipe: Recipe, members: Iterable[Packable]) -> bool:
     """Return whether the recipe packs the members' role and no rule sets their bits."""
-    ruled = any(rule.bits is not None and applies(recipe, rule, one) for one in members for rule in recipe.rules)
+    ruled = any(rule.bits is not None and applies(recipe, rule, member) for member in members for rule in recipe.rules)
     role = next(iter(members)).role
     return not ruled and recipe.bits.get(role, 0 if role in recipe.pack else KEPT_BITS) != KEPT_BITS
 
@@ -120,12 +121,12 @@ def _select_fitting(weights: Sequence[Weight], choices: Iterable[Form]) -> Itera
             yield form
 
 
-def _refuse_rules_of_towers(recipe: Recipe, one: Packable) -> None:
+def _refuse_rules_of_towers(recipe: Recipe, packable: Packable) -> None:
     """Raise if a rule applies to the vision tower: text shows no loss there, and a fit writes no rules for it."""
-    ruled = [rule.text for rule in recipe.rules if applies(recipe, rule, one)]
-    if ruled:
+    rules = [rule.text for rule in recipe.rules if applies(recipe, rule, packable)]
+    if rules:
         raise UsageError(
             "a fit writes no rules for the vision tower, whose loss no text shows",
-            offenders=ruled,
+            offenders=rules,
             hint="keep it, or pack all of it with `bits`",
         )

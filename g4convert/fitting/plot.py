@@ -44,8 +44,8 @@ def draw_plot(
     Returns:
         The SVG. Losses are on a logarithmic axis; losses of 0 are drawn on its lower edge.
     """
-    sizes = [nbytes for nbytes, _ in corners] + [one.nbytes for one in (*presets, *tried)]
-    losses = [loss for _, loss in corners] + [one.measured for one in (*presets, *tried)]
+    sizes = [nbytes for nbytes, _ in corners] + [point.nbytes for point in (*presets, *tried)]
+    losses = [loss for _, loss in corners] + [point.measured for point in (*presets, *tried)]
     axes = _Axes.of(sizes, losses)
     line = " ".join(f"{axes.x(nbytes):.1f},{axes.y(loss):.1f}" for nbytes, loss in corners)
     body = [
@@ -55,9 +55,9 @@ def draw_plot(
         *_draw_legend(),
         *axes.draw_grid(),
         f'<polyline class="frontier" points="{line}"><title>predicted from single changes</title></polyline>',
-        *(axes.draw_point(one, "preset") for one in presets),
-        *(axes.draw_point(one, "tried") for one in tried[:-1]),
-        *(axes.draw_point(one, "chosen") for one in tried[-1:]),
+        *(axes.draw_point(point, "preset") for point in presets),
+        *(axes.draw_point(point, "tried") for point in tried[:-1]),
+        *(axes.draw_point(point, "chosen") for point in tried[-1:]),
     ]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
     return f"{head}<title>{escape(title)}</title><style>{_STYLE}</style>{''.join(body)}</svg>\n"

@@ -117,7 +117,7 @@ class Problem:
     @property
     def smallest_bytes(self) -> int:
         """Bytes of all tensors in the smallest possible output."""
-        smallest = (min(self._bytes_of(parts, one) for one in _combine_forms(parts)) for parts in self._items)
+        smallest = (min(self._bytes_of(parts, forms) for forms in _combine_forms(parts)) for parts in self._items)
         return self.outside + sum(smallest)
 
     def without(self, refused: Mapping[str, Collection[Form]]) -> "Problem":
@@ -148,8 +148,10 @@ class Problem:
         items, forms = [], []
         for parts in self._items:
             options = tuple(_combine_forms(parts))
-            found = (Option(self._bytes_of(parts, one), _add_losses(losses, one)) for one in options)
-            items.append(Decision(" and ".join(part.name for part in parts), tuple(found)))
+            choices = (
+                Option(self._bytes_of(parts, assignment), _add_losses(losses, assignment)) for assignment in options
+            )
+            items.append(Decision(" and ".join(part.name for part in parts), tuple(choices)))
             forms.append(options)
         return SolvedProblem(self, Frontier.of(items), tuple(forms))
 
@@ -201,8 +203,8 @@ class SolvedProblem:
     @property
     def losses(self) -> Sequence[float]:
         """Predicted losses of the assignments that no other beats, from the smallest size on."""
-        found: list[float] = self.frontier.best[self.frontier.corners].tolist()
-        return found
+        corner_losses: list[float] = self.frontier.best[self.frontier.corners].tolist()
+        return corner_losses
 
     def sample_corners(self) -> Iterator[tuple[int, float]]:
         """Yield size and loss of at most `_DRAWN` assignments that no other beats, spread evenly."""
@@ -217,16 +219,16 @@ class SolvedProblem:
         return {name: assignment[name] for name in like}
 
     def _assign(self, choice: Sequence[int]) -> Assignment:
-        found = {part.name: part.base for part in self.problem.parts}
+        assignment = {part.name: part.base for part in self.problem.parts}
         for options, place in zip(self.forms, choice, strict=True):
-            found |= options[place]
-        return found
+            assignment |= options[place]
+        return assignment
 
 
 def _choose_nearest(part: Part, form: Form) -> Form:
     """Return `form` if the part allows it, else its largest smaller packing, else its smallest packing."""
     most = part.nbytes(form)
-    smaller = [one for one in part.forms if part.nbytes(one) <= most]
+    smaller = [candidate for candidate in part.forms if part.nbytes(candidate) <= most]
     if form in part.forms or not smaller:
         return form if form in part.forms else min(part.forms, key=part.nbytes)
     return max(smaller, key=part.nbytes)

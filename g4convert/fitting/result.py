@@ -90,28 +90,29 @@ class Fitted:
             **({} if self.share == 1 else {"share": round(self.share, 4)}),
             "basis": self.sensitivities.basis.to_dict(),
             "parts": parts,
-            "tried": [_point_to_dict(one) for one in self.tried],
-            "presets": [_point_to_dict(one) for one in self.presets],
+            "tried": [_point_to_dict(point) for point in self.tried],
+            "presets": [_point_to_dict(point) for point in self.presets],
             "frontier": [{"bytes": nbytes, "predicted": loss} for nbytes, loss in self.corners],
             **({"already_done": True} if self.already_done else {}),
         }
 
     def comments(self, target: Target) -> list[str]:
         """Return the first lines of the recipe: the command that runs it, and its measured loss."""
-        one, basis = self.chosen, self.sensitivities.basis
-        bits, ids = f"{self.problem.bits(one.nbytes):.3f}", f"{len(one.losses)} x {basis.length}"
+        choice, basis = self.chosen, self.sensitivities.basis
+        loss = f"{choice.measured:.4g}"
+        bits, ids = f"{self.problem.bits(choice.nbytes):.3f}", f"{len(choice.losses)} x {basis.length}"
         return [
             f"g4convert quantize MODEL -o OUT -r {self.output.name}",
-            f"Chosen by {fit_command(target)}: {size(one.nbytes)} of tensors; {bits} bits for each weight",
+            f"Chosen by {fit_command(target)}: {size(choice.nbytes)} of tensors; {bits} bits for each weight",
             *(
                 [
-                    f"that was decided on. KL {one.measured:.4g} nats, measured as a whole on {ids} token ids and",
-                    f"rounded by {self.rounded_by}; single changes add up to {one.predicted:.4g} on others.",
+                    f"that was decided on. KL {loss} nats, measured as a whole on {ids} token ids and",
+                    f"rounded by {self.rounded_by}; single changes add up to {choice.predicted:.4g} on others.",
                 ]
                 if basis.unit is LossUnit.KL
                 else [
                     f"that was decided on. Output errors, rounded by {self.rounded_by}, add up to",
-                    f"{one.measured:.4g}: the model did not fit the memory, and what that is in KL was not measured.",
+                    f"{loss}: the model did not fit the memory, and what that is in KL was not measured.",
                 ]
             ),
         ]
@@ -122,5 +123,5 @@ def fit_command(target: Target) -> str:
     return f"`g4convert fit {target.text}`"
 
 
-def _point_to_dict(one: Point) -> dict[str, Any]:
-    return {"name": one.name, "bytes": one.nbytes, "measured": one.measured, "predicted": one.predicted}
+def _point_to_dict(point: Point) -> dict[str, Any]:
+    return {"name": point.name, "bytes": point.nbytes, "measured": point.measured, "predicted": point.predicted}

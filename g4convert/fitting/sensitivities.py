@@ -106,15 +106,15 @@ class Sensitivities:
         if not path.exists():
             return cls(basis)
         try:
-            found = json.loads(read_text(path, _MAX_BYTES))
-            known = dict(_parse_losses(found["losses"]))
-            theirs = found["basis"] if found["version"] == _VERSION else {}
+            document = json.loads(read_text(path, _MAX_BYTES))
+            losses = dict(_parse_losses(document["losses"]))
+            theirs = document["basis"] if document["version"] == _VERSION else {}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}: not a file of measured losses: {error}", hint=_HINT) from error
         wrong = [f"{at}: {its}, expected {own}" for at, its, own in differences(theirs, basis.to_dict())]
         if wrong:
             raise InputError(f"{path}: losses that were measured on something else", offenders=wrong, hint=_HINT)
-        return cls(basis, known)
+        return cls(basis, losses)
 
     def save(self, path: Path) -> None:
         """Write the file; replace an existing one atomically."""

@@ -40,12 +40,12 @@ class StandIn:
 
     def losses(self, forms: Iterable[tuple[Part, Form]]) -> F64:
         """Return the estimated loss on each text; see `Measure.losses`."""
-        given = [*forms]
-        outside = [(part, form) for part, form in given if not _is_in_layer(part)]
-        whole = self.measure.losses(given)
+        parts_and_forms = [*forms]
+        outside = [(part, form) for part, form in parts_and_forms if not _is_in_layer(part)]
+        whole = self.measure.losses(parts_and_forms)
         tables: F64 | float = self.measure.losses(outside) if any(form for _, form in outside) else 0.0
-        found: F64 = tables + self.share * (whole - tables)
-        return found
+        estimated: F64 = tables + self.share * (whole - tables)
+        return estimated
 
 
 def look_up_share(method: Method, stands: Method, *, experts: bool) -> float:
@@ -56,8 +56,8 @@ def look_up_share(method: Method, stands: Method, *, experts: bool) -> float:
         stands: method that rounds what is measured.
         experts: whether the model has experts.
     """
-    known, _ = look_up_kl(_GROUP, has_experts=experts)
-    return known[Asked(method)] / known[Asked(stands)] if method in {Method.GPTQ, Method.BEST} else 1.0
+    losses, _ = look_up_kl(_GROUP, has_experts=experts)
+    return losses[Asked(method)] / losses[Asked(stands)] if method in {Method.GPTQ, Method.BEST} else 1.0
 
 
 def scale_losses(losses: Losses, parts: Iterable[Part], share: float) -> Losses:

@@ -71,9 +71,9 @@ def parse_target(size_text: str | None, bits: float | None, kl: float | None) ->
     Raises:
         UsageError: no or several options are given, or the value is no size or no positive number.
     """
-    given = [one for one in (size_text, bits, kl) if one is not None]
-    if len(given) != 1:
-        raise UsageError(f"a fit has one target, {_OPTIONS}: {len(given)} given", hint="such as --target-bits 4.75")
+    values = [value for value in (size_text, bits, kl) if value is not None]
+    if len(values) != 1:
+        raise UsageError(f"a fit has one target, {_OPTIONS}: {len(values)} given", hint="such as --target-bits 4.75")
     if size_text is not None:
         nbytes = parse_size(size_text)
         if not nbytes:

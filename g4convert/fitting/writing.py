@@ -40,21 +40,21 @@ def make_values(problem: Problem, assignment: Assignment) -> dict[str, Any]:
         problem: has the base recipe, whose other values are kept.
         assignment: packing of each part.
     """
-    base, whole = problem.plan.recipe, _Roles.of(problem, assignment)
-    sizes = Counter(form.group_size for form in whole.common.values() if form is not None)
+    base, roles = problem.plan.recipe, _Roles.of(problem, assignment)
+    sizes = Counter(form.group_size for form in roles.common.values() if form is not None)
     group = sizes.most_common(1)[0][0] if sizes else base.group_size
-    bits = {role: KEPT_BITS if form is None else form.num_bits for role, form in whole.common.items()}
-    said = {role: number for role, number in bits.items() if number != _default_bits(base, role)}
-    kept = {role: number for role, number in base.bits.items() if role not in bits}
-    resized = ((role, form) for role, form in whole.common.items() if form is not None and form.group_size != group)
+    bits = {role: KEPT_BITS if form is None else form.num_bits for role, form in roles.common.items()}
+    bits_of_roles = {role: number for role, number in bits.items() if number != _default_bits(base, role)}
+    kept_bits = {role: number for role, number in base.bits.items() if role not in bits}
+    resized = ((role, form) for role, form in roles.common.items() if form is not None and form.group_size != group)
     rules = [
         *({"role": role.value, "group_size": form.group_size or "channel"} for role, form in resized),
-        *whole.exceptions(),
+        *roles.exceptions(),
     ]
-    changed = {"group_size": group, "bits": {**kept, **said}, "rules": rules}
+    changed = {"group_size": group, "bits": {**kept_bits, **bits_of_roles}, "rules": rules}
     values, default = (
-        Recipe.model_validate(given).model_dump(mode="json")
-        for given in ({**base.model_dump(), **changed, "description": ""}, {})
+        Recipe.model_validate(settings).model_dump(mode="json")
+        for settings in ({**base.model_dump(), **changed, "description": ""}, {})
     )
     return {key: value for key, value in values.items() if value != default[key]}
 
@@ -119,15 +119,15 @@ class _Roles:
     @classmethod
     def of(cls, problem: Problem, assignment: Assignment) -> "_Roles":
         """Group the parts by role; leave out roles that neither the recipe nor the assignment packs."""
-        recipe, found = problem.plan.recipe, defaultdict[PackRole, list[Part]](list)
+        recipe, parts_by_role = problem.plan.recipe, defaultdict[PackRole, list[Part]](list)
         for part in problem.parts:
-            found[part.role].append(part)
-        said = {
+            parts_by_role[part.role].append(part)
+        packed = {
             role: parts
-            for role, parts in found.items()
+            for role, parts in parts_by_role.items()
             if role in recipe.pack or role in recipe.bits or any(assignment[part.name] for part in parts)
         }
-        return cls(said, assignment)
+        return cls(packed, assignment)
 
     def exceptions(self) -> Iterator[dict[str, Any]]:
         """Yield rules for the parts whose packing differs from the common packing of their role."""
@@ -194,12 +194,12 @@ def remove_refused(problem: Problem, checkpoint: Checkpoint, tps: Collection[int
     refused: dict[str, list[Form]] = {}
     choices = dict.fromkeys(form for part in problem.free for form in part.forms)
     for form in choices if problem.plan.recipe.engines else ():
-        having = [part for part in problem.free if form in part.forms]
-        if form is None or _loads(problem, checkpoint, having, form, tps):
+        allowing = [part for part in problem.free if form in part.forms]
+        if form is None or _loads(problem, checkpoint, allowing, form, tps):
             continue
-        for kind in dict.fromkeys(part.kind for part in having):
-            alike = [part for part in having if part.kind == kind]
-            if not _loads(problem, checkpoint, alike, form, tps):
+        for kind in dict.fromkeys(part.kind for part in allowing):
+            same_kind = [part for part in allowing if part.kind == kind]
+            if not _loads(problem, checkpoint, same_kind, form, tps):
                 refused.setdefault(kind, []).append(form)
     return problem.without(refused)
 

@@ -31,19 +31,19 @@ def make_output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) 
         plan: plan of the output.
         weights: the output's weights as engines load them, with their `targets` and `ignore` lists.
     """
-    kept = {key: value for key, value in source.items() if key not in SECTIONS}
+    config = {key: value for key, value in source.items() if key not in SECTIONS}
     if plan.is_decoder_of:
-        whole, kept = kept, dict(kept["text_config"])
-        kept = {"architectures": [], **{k: whole[k] for k in _FROM_WHOLE_CONFIG if k in whole}, **kept}
-        kept["tie_word_embeddings"] = plan.architecture.tied_embeddings
-    if isinstance(kept.get("text_config"), dict):
-        kept["text_config"] = {k: v for k, v in kept["text_config"].items() if k not in SECTIONS}
+        whole, config = config, dict(config["text_config"])
+        config = {"architectures": [], **{k: whole[k] for k in _FROM_WHOLE_CONFIG if k in whole}, **config}
+        config["tie_word_embeddings"] = plan.architecture.tied_embeddings
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"] = {k: v for k, v in config["text_config"].items() if k not in SECTIONS}
     if source.get("tie_word_embeddings") is not False and not plan.architecture.tied_embeddings:
-        kept |= _untie_embeddings(kept)
-    kept["architectures"] = [plan.architecture.class_name]
+        config |= _untie_embeddings(config)
+    config["architectures"] = [plan.architecture.class_name]
     if weights.packed:
-        kept["quantization_config"] = make_quantization_config(weights)
-    return kept
+        config["quantization_config"] = make_quantization_config(weights)
+    return config
 
 
 def _untie_embeddings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,8 +123,8 @@ def look_up_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Mapp
 
 def look_up_kl_of_model(model: str, group_size: int | str | None) -> Mapping[RecipeMethod, float]:
     """Return what each method left of a model that was measured at 4 bits, by its name; empty if it was not."""
-    both = (look_up_kl(group_size, has_experts=one) for one in (True, False))
-    return next((known for known, name in both if name == model), {})
+    both = (look_up_kl(group_size, has_experts=has_experts) for has_experts in (True, False))
+    return next((losses for losses, name in both if name == model), {})
 
 
 def estimate_costs(
@@ -138,22 +138,22 @@ def estimate_costs(
         workers: number of threads.
         tokens: number of calibration token ids; by default those of the bundled texts.
     """
-    rows, own = tuple(sizes), plan.recipe.method
-    others: tuple[RecipeMethod, ...] = (RecipeMethod.AUTO, *_CALIBRATED) if own in _CALIBRATED else _CALIBRATED
+    rows, own_method = tuple(sizes), plan.recipe.method
+    others: tuple[RecipeMethod, ...] = (RecipeMethod.AUTO, *_CALIBRATED) if own_method in _CALIBRATED else _CALIBRATED
     if not plan.quantized or plan.architecture.is_assistant:
         others = ()
     is_measured = {step.packing for step in plan.quantized} == {Packing(_MEASURED_BITS, plan.recipe.group_size)}
-    known, model = look_up_kl(
+    losses, model = look_up_kl(
         plan.recipe.group_size if is_measured else None, has_experts=plan.architecture.text.experts is not None
     )
     return tuple(
         replace(
             _estimate_cost(plan, rows, workers, tokens, method),
-            kl=known.get(method),
+            kl=losses.get(method),
             measured_on=model,
-            option="" if method == own else find_method_option(plan.recipe, method),
+            option="" if method == own_method else find_method_option(plan.recipe, method),
         )
-        for method in dict.fromkeys((own, *others))
+        for method in dict.fromkeys((own_method, *others))
     )
 
 
@@ -173,12 +173,12 @@ def _estimate_cost(
             memory = max(_TILES_MEMORY, _BASE_MEMORY + _layer_bytes(plan))
             return MethodCost(method, seconds, memory, state_bytes(text, tokens, layered=False), tokens)
         case RecipeMethod.GPTQ:
-            rounded = sum(one.n * one.k for one in linears) / _ROUNDED_PER_SECOND
+            rounded = sum(linear.n * linear.k for linear in linears) / _ROUNDED_PER_SECOND
             seconds = (
                 START + (rounded + _layers_flop(linears, tokens, aimed=text.experts is None) / _LAYERS_FLOP) / workers
             )
-            widest = max((one.k for one in linears), default=0)
-            aimed = 0 if text.experts else 2 * max((one.n * one.k for one in linears), default=0)
+            widest = max((linear.k for linear in linears), default=0)
+            aimed = 0 if text.experts else 2 * max((linear.n * linear.k for linear in linears), default=0)
             memory = _BASE_MEMORY + _layer_bytes(plan) + _FLOAT32 * (widest**2 + aimed)  # H, which becomes its factor
             return MethodCost(method, seconds, memory, state_bytes(text, tokens, layered=True), tokens)
         case RecipeMethod.BEST:
@@ -221,7 +221,7 @@ def _find_linears(plan: Plan) -> Iterable[_Linear]:
 
 def _pass_flop(linears: Iterable[_Linear], tokens: int) -> float:
     """Return the floating-point operations of one forward pass through the layers."""
-    return sum(2 * tokens * one.share * one.n * one.k for one in linears)
+    return sum(2 * tokens * linear.share * linear.n * linear.k for linear in linears)
 
 
 def _training_flop(plan: Plan, linears: Iterable[_Linear], tokens: int) -> float:
@@ -237,11 +237,11 @@ def _layers_flop(linears: tuple[_Linear, ...], tokens: int, *, aimed: bool) -> f
     unquantized layers, the sum with their inputs, and weights moved by it.
     """
     total = (1 + aimed) * _pass_flop(linears, tokens)
-    for one in linears:
-        total += (1 + 6 * aimed) * one.n * one.k**2
-        if one.first:
-            total += tokens * one.share * one.k**2 + 2 / 3 * one.k**3
-            total += aimed * tokens * min(2 * one.k**2, 4 * one.n * one.k)
+    for linear in linears:
+        total += (1 + 6 * aimed) * linear.n * linear.k**2
+        if linear.first:
+            total += tokens * linear.share * linear.k**2 + 2 / 3 * linear.k**3
+            total += aimed * tokens * min(2 * linear.k**2, 4 * linear.n * linear.k)
     return total
 
 

@@ -44,7 +44,7 @@ class Outlook:
 
     def refusing(self, tps: Iterable[int]) -> tuple[Verdict, ...]:
         """Return the verdicts of all engines that cannot load the output, named by the recipe or not."""
-        return tuple(one for one in self.at(tps) if one.loads is Loads.NO)
+        return tuple(verdict for verdict in self.at(tps) if verdict.loads is Loads.NO)
 
     def require_engines(self, recipe: Recipe, tps: Collection[int]) -> None:
         """Check that every engine that the recipe names can load the output.

@@ -17,9 +17,9 @@ def layer_steps(plan: Plan) -> Mapping[int, Mapping[str, int]]:
     """
     if not plan.recipe.is_layered:
         return {}
-    found: dict[int, dict[str, int]] = {}
+    steps_by_layer: dict[int, dict[str, int]] = {}
     for number, step in enumerate(plan.quantized):
         module, layer = step.weight.module, step.weight.module.decoder_layer
         if step.weight.role in _IN_LAYERS and layer is not None:
-            found.setdefault(layer, {})[module.in_layer] = number
-    return dict(sorted(found.items()))
+            steps_by_layer.setdefault(layer, {})[module.in_layer] = number
+    return dict(sorted(steps_by_layer.items()))

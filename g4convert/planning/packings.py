@@ -39,12 +39,12 @@ def decide_packings(
         UsageError: the recipe names weights that the model does not have, a group size does not divide a weight's
             rows, or weights that engines fuse into one matrix get different packings.
     """
-    found = tuple(find_packable(recipe, inventory, names))
-    _refuse_absent(recipe, inventory, found)
+    packables = tuple(find_packable(recipe, inventory, names))
+    _refuse_absent(recipe, inventory, packables)
     if inventory.architecture.is_assistant and recipe.assistant == "keep":
         return {}
-    decided = dict(_decide_each(recipe, found))
-    packed = {one: packing for one, packing in decided.items() if packing is not None}
+    packings = dict(_decide_each(recipe, packables))
+    packed = {packable: packing for packable, packing in packings.items() if packing is not None}
     if not packed:
         raise UsageError("the recipe keeps every weight", hint="`bits` and `rules` leave nothing to pack at 4 or 8")
     if recipe.method is RecipeMethod.LATTICE and all(packing.num_bits != LATTICE_BITS for packing in packed.values()):
@@ -52,8 +52,8 @@ def decide_packings(
             "method lattice finds 4-bit grids, and no weight has 4 bits", hint="--num-bits 4, or --method mse"
         )
     _refuse_misfit(recipe, packed)
-    _refuse_torn(architecture, {str(one.module): decided[one] for one in found})
-    return {one.weight.name: packing for one, packing in packed.items()}
+    _refuse_torn(architecture, {str(packable.module): packings[packable] for packable in packables})
+    return {packable.weight.name: packing for packable, packing in packed.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,32 +85,34 @@ def find_packable(recipe: Recipe, inventory: Inventory, names: Mapping[str, str]
             yield Packable(weight, module, PackRole(role.value), module.decoder_layer)
 
 
-def _refuse_absent(recipe: Recipe, inventory: Inventory, found: Iterable[Packable]) -> None:
+def _refuse_absent(recipe: Recipe, inventory: Inventory, packables: Iterable[Packable]) -> None:
     """Raise if the model has no role of `pack` and `bits`, lacks a role of `bits`, or a rule matches no weight."""
     model = inventory.architecture
-    present = {one.role for one in found}
+    present = {packable.role for packable in packables}
     if present.isdisjoint({*recipe.pack, *recipe.bits}):
         raise UsageError(
             f"pack: {', '.join(recipe.pack)}: this {model.model_type} has none of these",
             hint="`g4convert plan MODEL` lists the roles it has",
         )
-    wrong = [f"bits.{role}: this {model.model_type} has no such weights" for role in recipe.bits if role not in present]
+    faults = [
+        f"bits.{role}: this {model.model_type} has no such weights" for role in recipe.bits if role not in present
+    ]
     for number, rule in enumerate(recipe.rules):
-        if why := _why_useless(recipe, rule, found, len(model.text.layers)):
-            wrong.append(f"rules.{number} ({rule.text}): {why}")
-    if wrong:
+        if why := _why_useless(recipe, rule, packables, len(model.text.layers)):
+            faults.append(f"rules.{number} ({rule.text}): {why}")
+    if faults:
         raise UsageError(
             "the recipe decides on weights that this model has not",
-            offenders=wrong,
+            offenders=faults,
             hint="`g4convert plan MODEL -v` lists every module",
         )
 
 
-def _why_useless(recipe: Recipe, rule: Rule, found: Iterable[Packable], layers: int) -> str:
+def _why_useless(recipe: Recipe, rule: Rule, packables: Iterable[Packable], layers: int) -> str:
     """Return the reason why a rule matches no weight; empty if it matches."""
-    if beyond := [one for one in rule.ranges if one.stop > layers]:
-        return f"layer {beyond[-1].stop - 1}: the decoder has {layers}, 0 to {layers - 1}"
-    return "" if any(applies(recipe, rule, one) for one in found) else "it is for no weight of this model"
+    if too_high := [packable for packable in rule.ranges if packable.stop > layers]:
+        return f"layer {too_high[-1].stop - 1}: the decoder has {layers}, 0 to {layers - 1}"
+    return "" if any(applies(recipe, rule, packable) for packable in packables) else "it is for no weight of this model"
 
 
 def applies(recipe: Recipe, rule: Rule, weight: Packable) -> bool:
@@ -119,22 +121,22 @@ def applies(recipe: Recipe, rule: Rule, weight: Packable) -> bool:
     return in_scope and rule.matches(weight.role, weight.layer, weight.module)
 
 
-def _decide_each(recipe: Recipe, found: Iterable[Packable]) -> Iterator[tuple[Packable, Packing | None]]:
+def _decide_each(recipe: Recipe, packables: Iterable[Packable]) -> Iterator[tuple[Packable, Packing | None]]:
     """Yield each weight and its packing; None if the weight is kept."""
     by_name = any(rule.names is not None for rule in recipe.rules)
-    known: dict[tuple[PackRole, int | None, str], Packing | None] = {}
-    for one in found:
-        key = one.role, one.layer, one.module if by_name else ""
-        if key not in known:
-            known[key] = _decide(recipe, one)
-        yield one, known[key]
+    decided: dict[tuple[PackRole, int | None, str], Packing | None] = {}
+    for packable in packables:
+        key = packable.role, packable.layer, packable.module if by_name else ""
+        if key not in decided:
+            decided[key] = _decide(recipe, packable)
+        yield packable, decided[key]
 
 
-def _decide(recipe: Recipe, one: Packable) -> Packing | None:
-    bits = recipe.bits.get(one.role, recipe.num_bits if one.role in recipe.pack else KEPT_BITS)
+def _decide(recipe: Recipe, packable: Packable) -> Packing | None:
+    bits = recipe.bits.get(packable.role, recipe.num_bits if packable.role in recipe.pack else KEPT_BITS)
     size = recipe.group_size
     for rule in recipe.rules:
-        if applies(recipe, rule, one):
+        if applies(recipe, rule, packable):
             bits = rule.bits or bits
             size = rule.group_size if rule.says_group_size else size
     return None if bits == KEPT_BITS else Packing(bits, size)
@@ -142,34 +144,35 @@ def _decide(recipe: Recipe, one: Packable) -> Packing | None:
 
 def _refuse_misfit(recipe: Recipe, packed: Mapping[Packable, Packing]) -> None:
     """Raise one error with every weight whose rows its group size does not divide, and the sizes that would."""
-    sizes = {one: packing.group_size or _CODES_IN_A_WORD for one, packing in packed.items()}
-    misfits = {one: size for one, size in sizes.items() if one.weight.shape[1] % size}
+    sizes = {packable: packing.group_size or _CODES_IN_A_WORD for packable, packing in packed.items()}
+    misfits = {packable: size for packable, size in sizes.items() if packable.weight.shape[1] % size}
     if not misfits:
         return
     rows: dict[tuple[str, int, int], int] = defaultdict(int)
-    for one, size in misfits.items():
-        rows[one.weight.module.kind, one.weight.shape[1], size] += 1
-    wrong = sorted(set(misfits.values()))
-    many = len(wrong) > 1
+    for packable, size in misfits.items():
+        rows[packable.weight.module.kind, packable.weight.shape[1], size] += 1
+    wrong_sizes = sorted(set(misfits.values()))
+    has_several = len(wrong_sizes) > 1
+    named = " and ".join(map(str, wrong_sizes))
+    subject = f"group sizes {named} do" if has_several else f"group size {named} does"
     raise UsageError(
-        f"group size{'s' if many else ''} {' and '.join(map(str, wrong))} {'do' if many else 'does'} not divide the "
-        f"inputs of {len(misfits)} layers",
+        f"{subject} not divide the inputs of {len(misfits)} layers",
         offenders=[
-            f"{module}: {k} inputs{f', groups of {size}' if many else ''} ({count} layers)"
+            f"{module}: {k} inputs{f', groups of {size}' if has_several else ''} ({count} layers)"
             for (module, k, size), count in rows.items()
         ],
-        hint=_advise_group_size(recipe, packed, wrong),
+        hint=_advise_group_size(recipe, packed, wrong_sizes),
     )
 
 
 def _advise_group_size(recipe: Recipe, packed: Iterable[Packable], wrong: Sequence[int]) -> str:
     """Return which group sizes divide the rows of all packed weights, and what to do if engines take none of them."""
-    inputs = {one.weight.shape[1] for one in packed}
+    inputs = {packable.weight.shape[1] for packable in packed}
     fits, small = ([g for g in sizes if all(k % g == 0 for k in inputs)] for sizes in (_GROUPS, _SMALL_GROUPS))
     option = "--group-size" if wrong == [recipe.group_size or _CODES_IN_A_WORD] else "in `rules`, too, group_size"
     if fits:
         return f"{option} {' or '.join(map(str, fits))} divides all of them"
-    odd = {one.weight.shape[1]: one.role for one in packed if one.weight.shape[1] % _GROUPS[0]}
+    odd = {packable.weight.shape[1]: packable.role for packable in packed if packable.weight.shape[1] % _GROUPS[0]}
     kept = " ".join(f"--bits {role}=16" for role in sorted({*odd.values()}))
     sizes = ", ".join(map(str, sorted(odd)))
     also = (

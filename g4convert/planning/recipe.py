@@ -37,8 +37,8 @@ class EngineName(StrEnum):
 
 def _parse_bytes(value: object) -> object:
     """Return `5GB`, `500 MB`, `2GiB` or a number of bytes as an int; other values unchanged, for pydantic to refuse."""
-    found = parse_size(value) if isinstance(value, str) else None
-    return value if found is None else found
+    nbytes = parse_size(value) if isinstance(value, str) else None
+    return value if nbytes is None else nbytes
 
 
 def _check_pattern(value: str) -> str:

@@ -39,13 +39,13 @@ def make_refusal(
     name: str, error: "ValidationError", values: Mapping[str, object], origins: Mapping[str, str]
 ) -> UsageError:
     """Return the error that names every wrong value of a recipe, or of an option if only options are wrong."""
-    problems = {_find_place(one): one for one in reversed(error.errors())}  # the first error at each place
-    keys = [str(one["loc"][0]) for one in problems.values()]
+    problems = {_find_place(problem): problem for problem in reversed(error.errors())}  # the first error at each place
+    keys = [str(problem["loc"][0]) for problem in problems.values()]
     if all(origins[key].startswith("--") for key in keys):
         return _make_option_error(origins[keys[0]], keys[0], values[keys[0]], next(iter(problems.values())))
     return UsageError(
         f"recipe {name}: values that cannot be",
-        offenders=[_describe_fault(place, one, values, origins) for place, one in reversed(problems.items())],
+        offenders=[_describe_fault(place, problem, values, origins) for place, problem in reversed(problems.items())],
         hint="`g4convert recipe schema` says what can",
     )
 
@@ -66,15 +66,15 @@ def _describe_fault(
 ) -> str:
     """Return the line for a wrong value: its place, the value, its origin and the allowed values."""
     key = place.partition(".")[0]
-    given = problem["input"] if key in _NESTED_KEYS else values[key]
-    return f"{place}: {show_value(given)} ({origins[key]}): {_explain_fault(place, problem)}"
+    value = problem["input"] if key in _NESTED_KEYS else values[key]
+    return f"{place}: {show_value(value)} ({origins[key]}): {_explain_fault(place, problem)}"
 
 
-def _make_option_error(option: str, key: str, given: object, problem: "ErrorDetails") -> UsageError:
+def _make_option_error(option: str, key: str, value: object, problem: "ErrorDetails") -> UsageError:
     """Return the error for an invalid value of an option."""
     if names := _list_choices(problem):
         return no_such(option, problem["input"], names)
-    words = " ".join(map(str, given)) if given and isinstance(given, list) else given
+    words = " ".join(map(str, value)) if value and isinstance(value, list) else value
     return UsageError(
         f"{option} {words}: expected {_EXPECTED_OF_OPTIONS.get(key) or _EXPECTED[key]}"
     )  # hint: the --help
@@ -93,5 +93,5 @@ def _explain_fault(place: str, problem: "ErrorDetails") -> str:
 
 def _list_choices(problem: "ErrorDetails") -> list[str]:
     """Return the allowed values if they are a few fixed names; otherwise an empty list."""
-    listed = problem.get("ctx", {}).get("expected", "") if problem["type"] in {"enum", "literal_error"} else ""
-    return [one.strip("'") for one in listed.replace(" or ", ", ").split(", ") if one]
+    text = problem.get("ctx", {}).get("expected", "") if problem["type"] in {"enum", "literal_error"} else ""
+    return [name.strip("'") for name in text.replace(" or ", ", ").split(", ") if name]

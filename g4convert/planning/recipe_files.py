@@ -52,7 +52,9 @@ def load_shipped() -> dict[str, Recipe]:
 def find_method_option(recipe: Recipe, method: RecipeMethod) -> str:
     """Return the option of the command line that gives a recipe another method: a shipped recipe if one is the same."""
     wanted = recipe.model_copy(update={"method": method, "description": ""})
-    same = (name for name, one in load_shipped().items() if one.model_copy(update={"description": ""}) == wanted)
+    same = (
+        name for name, candidate in load_shipped().items() if candidate.model_copy(update={"description": ""}) == wanted
+    )
     return next((f"-r {name}" for name in same), f"--method {method}")
 
 
@@ -112,8 +114,8 @@ def _option_for_value(key: str, value: object) -> str:
 
 def _lay_over(key: str, below: object, value: object) -> object:
     """Return `value` laid over `below`: `bits` are merged role by role, any other key is replaced."""
-    given = parse_role_bits(value) if key == "bits" else value
-    return {**below, **given} if key == "bits" and isinstance(below, dict) and isinstance(given, dict) else given
+    above = parse_role_bits(value) if key == "bits" else value
+    return {**below, **above} if key == "bits" and isinstance(below, dict) and isinstance(above, dict) else above
 
 
 def _read_extends_chain(name: str) -> list[tuple[str, dict[str, object]]]:

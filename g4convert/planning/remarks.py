@@ -39,10 +39,10 @@ def find_remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -
         checkpoint.side_files, inventory.architecture, text_only=recipe.layout == "text-only"
     )
     rows = inventory.architecture.text.vocab_size
-    if not inventory.architecture.is_assistant and (more := tokens_beyond(checkpoint.path, rows)):
+    if not inventory.architecture.is_assistant and (beyond := tokens_beyond(checkpoint.path, rows)):
         yield (
-            f"tokenizer.json has {more} tokens beyond the {rows:,} rows of the embedding, at which every engine fails: "
-            "take the tokenizer of these weights, or save the model after `resize_token_embeddings`"
+            f"tokenizer.json has {beyond} tokens beyond the {rows:,} rows of the embedding, at which every engine "
+            "fails: take the tokenizer of these weights, or save the model after `resize_token_embeddings`"
         )
     yield from _name_left_behind(checkpoint.stray_files)
     if left := checkpoint.beside.left:
@@ -80,10 +80,10 @@ def _find_stale_sections(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_class(config: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
     """Engines choose the model's code by `architectures`."""
-    found, wanted = config.get("architectures"), architecture.class_name
-    if found != [wanted]:
-        said = "is missing" if found is None else f"is {found!s:.80}"
-        yield f"config.json: architectures {said}: the output has {wanted}, the class of {architecture.model_type}"
+    architectures, wanted = config.get("architectures"), architecture.class_name
+    if architectures != [wanted]:
+        state = "is missing" if architectures is None else f"is {architectures!s:.80}"
+        yield f"config.json: architectures {state}: the output has {wanted}, the class of {architecture.model_type}"
 
 
 def _name_left_behind(names: Iterable[str]) -> Iterator[str]:

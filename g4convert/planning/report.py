@@ -65,8 +65,8 @@ class PlanReport:
             own_texts: whether they are of the user's texts.
         """
         sizes, workers = add_up_sizes(plan), workers or default_workers()
-        found = estimate_costs(plan, sizes, workers, tokens)
-        return cls(source, recipe, plan, layout, sizes, found, workers, outlook, tuple(tps), own_texts)
+        method_costs = estimate_costs(plan, sizes, workers, tokens)
+        return cls(source, recipe, plan, layout, sizes, method_costs, workers, outlook, tuple(tps), own_texts)
 
     def __repr__(self) -> str:
         """Return the model, the recipe and the sizes, as all fields would fill pages."""

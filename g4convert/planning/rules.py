@@ -65,18 +65,18 @@ def parse_role_bits(value: object) -> object:
     if (
         not isinstance(value, list | tuple)
         or not value
-        or not all(isinstance(one, str) and "=" in one for one in value)
+        or not all(isinstance(text, str) and "=" in text for text in value)
     ):
         return value
-    pairs = (one.partition("=") for one in value)
+    pairs = (text.partition("=") for text in value)
     return {role.strip(): int(bits) if _NUMBER.fullmatch(bits.strip()) else bits for role, _, bits in pairs}
 
 
 def _check_layer_ranges(value: str) -> str:
     """Return ranges of layers unchanged; raise ValueError, for pydantic, if the text is not a list of ranges."""
     for part in value.split(","):
-        found = _RANGE.fullmatch(part.strip())
-        if not found or (found[2] is not None and int(found[2]) < int(found[1])):
+        match = _RANGE.fullmatch(part.strip())
+        if not match or (match[2] is not None and int(match[2]) < int(match[1])):
             raise ValueError(part)
     return value
 
@@ -132,8 +132,8 @@ class Rule(BaseModel):
     @property
     def ranges(self) -> tuple[range, ...]:
         """Layers of the rule as ranges; empty if it names none."""
-        found = _RANGE.finditer(self.layers or "")
-        return tuple(range(int(one[1]), int(one[2] or one[1]) + 1) for one in found)
+        matches = _RANGE.finditer(self.layers or "")
+        return tuple(range(int(match[1]), int(match[2] or match[1]) + 1) for match in matches)
 
     def matches(self, role: PackRole, layer: int | None, module: str) -> bool:
         """Return whether the rule matches a weight.
@@ -145,12 +145,12 @@ class Rule(BaseModel):
         """
         if self.role is not None and self.role is not role:
             return False
-        if self.layers is not None and not any(layer in one for one in self.ranges):
+        if self.layers is not None and not any(layer in layers for layers in self.ranges):
             return False
         return self.names is None or fnmatchcase(module, self.names)
 
     @property
     def text(self) -> str:
         """Description of the weights that the rule matches."""
-        said = (("role", self.role), ("layers", self.layers), ("names", self.names))
-        return ", ".join(f"{key} {value}" for key, value in said if value is not None) or "every weight"
+        conditions = (("role", self.role), ("layers", self.layers), ("names", self.names))
+        return ", ".join(f"{key} {value}" for key, value in conditions if value is not None) or "every weight"

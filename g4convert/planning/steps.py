@@ -163,8 +163,8 @@ def _make_copy(weight: Weight, name: str, architecture: Architecture) -> Copy:
 
 def _fused_name(name: str) -> str:
     """Return the fused tensor's name: `...experts.gate_up_proj` for gate and up, `...experts.down_proj` for down."""
-    one = Name(name)
-    return f"{one.experts}.{'down_proj' if one.projection == 'down_proj' else 'gate_up_proj'}"
+    module = Name(name)
+    return f"{module.experts}.{'down_proj' if module.projection == 'down_proj' else 'gate_up_proj'}"
 
 
 def _refuse_mixed_experts(fused: Mapping[str, list[Weight]]) -> None:

@@ -51,7 +51,8 @@ class TrainingMemory:
         trained = {number for steps in layer_steps(plan).values() for number in steps.values()}
         scales = sum(plan.quantized[number].scale.numel for number in trained)
         return cls(
-            sum(step.packed.nbytes + step.scale.nbytes for step in packed) + _FLOAT * sum(one.numel for one in plain),
+            sum(step.packed.nbytes + step.scale.nbytes for step in packed)
+            + _FLOAT * sum(tensor.numel for tensor in plain),
             _FLOAT * scales * (_FLOATS_OF_A_SCALE + running),
             _FLOAT * running * length * sum(_count_kept_floats(text, layer) for layer in text.layers),
             running,
@@ -73,7 +74,7 @@ def _count_kept_floats(text: TextModel, layer: Layer) -> int:
     heads = layer.head_dim * (text.heads + 2 * (0 if layer.kv_shared else layer.kv_heads))
     mlp = layer.intermediate_size
     hidden = text.hidden_size
-    kept = _OF_HIDDEN * hidden + _OF_HEADS * heads + _OF_MLP * mlp
+    count = _OF_HIDDEN * hidden + _OF_HEADS * heads + _OF_MLP * mlp
     if text.experts is not None:
-        kept += text.experts.top_k * (2 * hidden + _OF_MLP * text.experts.intermediate_size)
-    return kept
+        count += text.experts.top_k * (2 * hidden + _OF_MLP * text.experts.intermediate_size)
+    return count

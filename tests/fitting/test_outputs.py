@@ -87,7 +87,7 @@ def test_the_error_is_that_of_the_written_weights(
         rows.append(len(values))
         return rounded(self, weight, values, form)
 
-    monkeypatch.setattr(Rounder, "rounded", counted)
+    monkeypatch.setattr(Rounder, "round_weight", counted)
     monkeypatch.setattr(outputs, "_ROWS_AT_ONCE", 48)
     with ThreadPoolExecutor(1) as pool:
         rounder = Rounder(MethodChoice(Method.MSE, ""), architecture, pool, statistics=statistics)
