@@ -1,8 +1,8 @@
-"""Places of what a command writes: never among the files that it reads, nor in the place of one, nor at a mount.
+"""Places of the files that a command writes: not among the files that it reads, not over one of them, not at a mount.
 
 check_above       Checks that a place to write lies in a directory
 check_apart       Checks files that are written against those that are read
-is_there          Returns the error for a file that is there
+already_exists    Returns the error for a file that exists
 holds_mount       Says whether something is mounted at or below a path
 make_directory    Makes a directory and those above it
 """
@@ -48,11 +48,11 @@ def check_apart(written: Iterable[Path], read: Iterable[Path]) -> None:
 
 
 def already_exists(path: Path, why: str = "") -> UsageError:
-    """Return the error for a file that is there and would be replaced.
+    """Return the error for an existing file that would be replaced.
 
     Args:
         path: the file.
-        why: why it is not what the command would make; empty if nothing is known of it.
+        why: why it differs from what the command would make; empty if unknown.
     """
     hint = "name another file, or pass --overwrite"
     return UsageError(f"{path}: is there already", offenders=[why] if why else [], hint=hint)

@@ -235,7 +235,7 @@ class _WithMessagesTo(Progress):
 
 
 def with_messages_to(shown: Progress | None, say: Callable[[str], None] | None) -> Progress:
-    """Return a display that shows the same (None shows nothing), and gives what it is to say to a function, if any."""
+    """Return a display whose messages go to the function `say`, if given; otherwise the display, or an empty one."""
     display = shown or Progress()
     return display if say is None else _WithMessagesTo(display, say)
 

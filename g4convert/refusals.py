@@ -28,7 +28,7 @@ _HINTS: Final = {
 }
 """Remedies by the number of the error."""
 _NUMBER = re.compile(r"\((?:os error )?(\d{1,3})\)")
-"""Number of an error in the words of a library: of Rust `(os error 28)`, of torch `(28)`."""
+"""Number of an error in the message of a library: `(os error 28)` from Rust, `(28)` from torch."""
 
 
 def refusal(error: OSError, subject: object = "", *, hint: str = "") -> EnvironmentFault:
@@ -45,7 +45,7 @@ def refusal(error: OSError, subject: object = "", *, hint: str = "") -> Environm
 
 
 def refusal_within(error: Exception) -> EnvironmentFault | None:
-    """Return the operating system's error that a library in another language tells in words; None if there is none.
+    """Return the operating system's error that the message of a library's error names; None if it names none.
 
     safetensors and torch raise errors of their own. One counts if it has a number and the system's words for it.
     """

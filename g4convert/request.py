@@ -24,7 +24,7 @@ class Level(StrEnum):
         return order.index(self) >= order.index(other)
 
 
-class TestedEngine(StrEnum):
+class ServedEngine(StrEnum):
     """Engine that level `engine` can test."""
 
     VLLM = "vllm"
@@ -105,7 +105,7 @@ class Request:
     memory: MemoryUse | None = None
     dtype: str | None = None
     device: str | None = None
-    engine: TestedEngine | None = None
+    engine: ServedEngine | None = None
     engine_python: Path | None = None
     engine_url: str | None = None
     engine_timeout: float | None = None
@@ -162,14 +162,14 @@ class Request:
         if self.depth is not Level.ENGINE and given:
             raise UsageError(f"--{given[0]} belongs to level engine, not {self.depth}", hint="--level engine")
         if self.depth is Level.ENGINE and self.engine is None:
-            raise UsageError("level engine needs an engine", hint=f"--engine {', '.join(TestedEngine)}")
+            raise UsageError("level engine needs an engine", hint=f"--engine {', '.join(ServedEngine)}")
         if self.depth is Level.ENGINE and self.profile is not None:
             raise UsageError("--profile belongs to level logits, not engine", hint="an engine is judged by parity")
-        if self.engine is TestedEngine.SGLANG and self.engine_url is None:
+        if self.engine is ServedEngine.SGLANG and self.engine_url is None:
             raise UsageError("SGLang is asked over HTTP", hint="start a server with the checkpoint, and --engine-url")
-        if self.engine is TestedEngine.SGLANG and self.engine_python is not None:
+        if self.engine is ServedEngine.SGLANG and self.engine_python is not None:
             raise UsageError("--engine-python is for vllm; an SGLang server runs already")
-        if self.engine is TestedEngine.VLLM and self.engine_url is not None:
+        if self.engine is ServedEngine.VLLM and self.engine_url is not None:
             raise UsageError("--engine-url is for sglang; vllm is started here", hint="--engine-python PATH")
 
     @property

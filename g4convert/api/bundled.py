@@ -18,7 +18,7 @@ _SOFT_TOKENS: Final = 280
 
 
 def default_row_length(sliding_window: int) -> int:
-    """Return the tokens of a row that `calibrate` makes unless told."""
+    """Return the default number of tokens in a row of `calibrate`."""
     return min(2 * sliding_window, LONGEST_ROW)
 
 

@@ -92,7 +92,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
 ) -> Calibrated:
-    """Make a calibration file for the recipes that look at what a model reads. Stopped, the same call continues.
+    """Make a calibration file for the recipes that look at what a model reads. After a stop, the same call continues.
 
     If the file is there and was made by the same call, in this version and of the same model, it is read and returned.
 

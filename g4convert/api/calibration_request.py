@@ -1,4 +1,4 @@
-"""A model and the rows of token ids that are asked for: checks them, and makes the rows."""
+"""The model and the rows of token ids that `calibrate` is to make: checks them, and makes the rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ class CalibrationRequest:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All facts that the ids depend on besides the texts, as JSON."""
+        """All facts, except the texts, that the ids depend on, as JSON."""
         model = Model.of(self.checkpoint).to_dict()
         return {"model": model, "samples": self.samples, "length": self.length, "seed": self.seed}
 
@@ -99,7 +99,7 @@ class CalibrationRequest:
         return documents
 
     def check_questions(self, data: str, documents: Sequence[Document]) -> None:
-        """Raise if the model is to answer a question of the user's own that leaves no room in its context.
+        """Check that the model can answer the user's own questions: that each leaves room in its context.
 
         Texts without answers are cut into rows, and a base model continues beginnings: both fit.
         """
@@ -118,7 +118,7 @@ class CalibrationRequest:
             raise UsageError(what, hint="shorten them, or --no-answers takes the texts as they are", offenders=long)
 
     def _why_without_pictures(self) -> str:
-        """Return in words why the bundled texts have no pictures for this model; empty if they have."""
+        """Say why the bundled texts have no pictures for this model; empty if they have some."""
         if why := reason_against(self.checkpoint.path, self.frame.config):
             return why
         try:
@@ -130,7 +130,7 @@ class CalibrationRequest:
         return ""
 
     def _describe_pictures(self, documents: Sequence[Document], tokens: Tokens) -> dict[str, Any]:
-        """Return what a calibration file says about pictures; nothing of a model that takes none."""
+        """Return the entry of a calibration file about pictures; none for a model that takes no pictures."""
         if tokens.pictures is not None:
             return {"pictures": len(tokens.pictures)}
         if not takes(self.frame.config, "image"):

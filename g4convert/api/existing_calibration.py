@@ -1,7 +1,7 @@
-"""A calibration file that is there: read if `calibrate` would make the same, and else refused with a reason.
+"""An existing calibration file: read if `calibrate` would make the same file, otherwise refused with a reason.
 
-The file has a hash of its request. Files of a number of samples that was asked for, and of as many as the texts fill,
-have different ones and often the same ids. These are made again to tell, unless the model answers, which takes long.
+The file has a hash of its request. Requests with and without a number of samples have different hashes, but often the
+same ids. So the ids are made again and compared, unless the model answers, which takes long.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from g4convert.places import already_exists
 def read_existing(
     begun: Begun, request: CalibrationRequest, make: Callable[[], CalibrationFile] | None, *, statistics: bool
 ) -> CalibrationFile:
-    """Read the file that is there.
+    """Read the existing file.
 
     Args:
         begun: the file, and what it is to be made of.
@@ -49,12 +49,12 @@ def read_existing(
 
 
 def _decided_content(file: CalibrationFile) -> object:
-    """Return what a request decides of a file."""
+    """Return the content of a file that a request decides."""
     return file.hash, dict(file.texts or {})
 
 
 def _describe_difference(existing: CalibrationFile, request: CalibrationRequest, *, statistics: bool) -> str:
-    """Return words on why a calibration file is not the requested one."""
+    """Say why a calibration file is not the requested one."""
     samples, length = existing.ids.shape
     seed = (existing.texts or {}).get("seed")
     if existing.model != Model.of(request.checkpoint):

@@ -72,9 +72,9 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     say: Callable[[str], None] | None = None,
     **overrides: Unpack[Overrides],
 ) -> Fitted:
-    """Choose bits for each part of a model, and write a recipe that says them. Stopped, the same call continues.
+    """Choose bits for each part of a model, and write them as a recipe. After a stop, the same call continues.
 
-    A recipe that is there is kept if the same call made it: the choice is made again from the kept losses to tell.
+    An existing recipe is kept if the same call made it: the choice is made again from the kept losses and compared.
 
     Args:
         model: a directory, or `org/name[@revision]` on the Hugging Face hub.
@@ -315,7 +315,7 @@ def _explicit_method(method: Method, assignment: Assignment) -> dict[str, str]:
 
 @contextmanager
 def _report_stop(path: Path) -> Iterator[None]:
-    """Turn Ctrl-C into an error that says where the measured losses are.
+    """Turn Ctrl-C into an error that names the file of measured losses.
 
     Args:
         path: file of measured losses, written after each one.

@@ -1,6 +1,7 @@
-"""Errors of the Python functions say what the options that they name are in Python.
+"""Notes on errors of the Python functions: the keywords for the options that an error names.
 
-The text stays as the commands print it, so that it can be found in the documents; a note follows it in a traceback:
+The text of an error is the one that commands print, so that it can be found in the documentation. In a traceback, a
+note follows it:
 
     UsageError: --tp: no engine has to load the result
     hint: name one: --engine vllm
@@ -20,11 +21,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _OPTION: Final = re.compile(r"`\w[^`]*`|(?<![\w-])(--[a-z][a-z-]*|-[or]\b)")
-"""An option, unless it stands in a command between backticks: that is another program's, or of another function."""
+"""An option, but not in a command between backticks, where it belongs to another program or function."""
 
 
 def add_keyword_notes(call: Callable[P, R]) -> Callable[P, R]:
-    """Return a function whose errors have a note that names its keywords for the options in their text."""
+    """Return a function whose errors have a note with its keywords for the options in their text."""
     known = signature(call).parameters
     takes_overrides = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values())
     keywords = dict[str, str]()
@@ -47,7 +48,7 @@ def add_keyword_notes(call: Callable[P, R]) -> Callable[P, R]:
 
 
 def describe_in_python(text: str, keywords: Mapping[str, str]) -> str:
-    """Return what the options in a text are in Python; empty if it has none that is a keyword.
+    """Name the keywords for the options in a text; empty if none of the options is a keyword.
 
     Args:
         text: an error, with its offenders and its hint.

@@ -57,7 +57,7 @@ class Quantized:
 
     @property
     def already_done(self) -> bool:
-        """True if the output was there already, made by the same call, so that nothing was written."""
+        """True if the output existed, made by the same call, so that nothing was written."""
         return self.summary is None
 
     @property
@@ -94,7 +94,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     ranks: Ranks | None = None,
     **overrides: Unpack[Overrides],
 ) -> Quantized:
-    """Write a W4A16 checkpoint and verify it. Stopped at any point, the same call continues.
+    """Write a W4A16 checkpoint and verify it. After a stop at any point, the same call continues.
 
     If the output is there and was made by the same call, of the same model and in this version, it is verified again.
 
@@ -180,7 +180,7 @@ def make_job(  # noqa: PLR0913 - the choices of a conversion
     overwrite: bool,
     calibration: str | os.PathLike[str] | None = None,
 ) -> Job:
-    """Look a model up, and say what is to be done with it; see `quantize`.
+    """Look up a model, and make the job of quantizing it; see `quantize`.
 
     Raises:
         UsageError: a number out of range, no such device, or sizes in `tp` and no engine that has to load the output.

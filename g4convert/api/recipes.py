@@ -1,4 +1,4 @@
-"""Recipes as Python gives them: a name, a path or a resolved one, and keywords that override its values."""
+"""Recipes as callers of the API name them: by name, by path or resolved, with keywords that override values."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class Overrides(TypedDict, total=False):
 
 
 def resolve_recipe(recipe: RecipeLike, overrides: Overrides) -> ResolvedRecipe:
-    """The values of a recipe with the keywords laid over them.
+    """Resolve a recipe, and lay keywords over its values.
 
     Args:
         recipe: a shipped name, a path, or a resolved recipe, which takes no overrides.

@@ -1,4 +1,4 @@
-"""`g4convert.verify`: is an output what its source says, does it run as written, what do four bits cost."""
+"""`g4convert.verify`: checks that an output matches its source and runs as written, and measures its loss."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 from g4convert.checkpoint import source
 from g4convert.progress import Progress, with_messages_to
 from g4convert.report import Report
-from g4convert.request import Level, Request, TestedEngine
+from g4convert.request import Level, Request, ServedEngine
 from g4convert.run_options import MemoryUse, check_run, parse_choice
 from g4convert.verification.run import verify as run
 
@@ -66,7 +66,7 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         memory=parse_choice("--memory", memory, MemoryUse),
         dtype=dtype,
         device=device,
-        engine=parse_choice("--engine", engine, TestedEngine),
+        engine=parse_choice("--engine", engine, ServedEngine),
         engine_python=None if engine_python is None else Path(engine_python),
         engine_url=engine_url,
         engine_timeout=engine_timeout,

@@ -34,6 +34,6 @@ show_summary       Prints the closing card of a conversion
 talk               Prints the answers of `generate`
 stops              Handles Ctrl-C and SIGTERM while a command runs
 streams            Checks standard streams, arguments and the current directory
-crashes            Tells unexpected exceptions, with the traceback in a file
+crashes            Reports unexpected exceptions, with the traceback in a file
 tables             Lays out tables for the width of the terminal
 """

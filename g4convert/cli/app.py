@@ -1,4 +1,4 @@
-"""The command line: parses arguments, calls one function, prints, and sets the exit status.
+"""Assembles the program from its commands, and maps errors to exit codes.
 
 stdout has the result only; progress and messages go to stderr. Heavy modules are imported only when a command needs
 them, so that `--help` answers at once.
@@ -40,9 +40,9 @@ from g4convert.suggestions import no_such
 app = typer.Typer(
     name="g4convert",
     cls=Group,
-    help="Gemma 4 checkpoints to W4A16 compressed-tensors that load, and are shown to.",
+    help="Quantize Gemma 4 checkpoints to W4A16 compressed-tensors, and prove that the results load.",
     epilog="Exit codes: 0 done, 1 a check said no, 2 usage, 3 bad input, 4 inconclusive, 5 environment, "
-    "70 a fault of g4convert, 75 interrupted (`quantize` goes on where it was).",
+    "70 a fault of g4convert, 75 interrupted (`quantize` and `calibrate` continue).",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -147,7 +147,7 @@ _INVALID_CHOICE = re.compile(
 _UNKNOWN_NAME = re.compile(
     r"(?P<fault>.*?)(\. Did you mean '(?P<name>[^']+)'.*| \(Possible options: (?P<options>[^)]+)\))"
 )
-"""Typer's message about an unknown command or option, with similar names: of several options in no useful order."""
+"""Typer's message about an unknown command or option, with similar names; several options are in no useful order."""
 
 
 _EXTRA_ARGUMENT = re.compile(r"Got unexpected extra argument\(s\) \((?P<name>\S+)\)")
@@ -155,11 +155,11 @@ _EXTRA_ARGUMENT = re.compile(r"Got unexpected extra argument\(s\) \((?P<name>\S+
 
 
 _OPTIONS_FOR_EXTRA = {"-o": "an output", "--reference": "the original"}
-"""Options that take what was given as one argument too many."""
+"""Options that take an argument which was given without one."""
 
 
 def _translate_typer_error(error: typer.TyperException) -> UsageError:
-    """Return Typer's error about a command line as a UsageError in our words."""
+    """Return the UsageError for an error of Typer about a command line."""
     message = error.format_message().rstrip(".").replace("Value error, ", "").replace(": Input should", ": should")
     if invalid := _INVALID_CHOICE.match(message):
         return no_such(invalid["option"], invalid["name"], re.findall(r"'([^']+)'", invalid["known"]))
@@ -181,15 +181,15 @@ def _help_hint(command: str) -> str:
 
 
 _RESUMABLE = ("quantize", "calibrate")
-"""Commands that go on from where they were stopped."""
+"""Commands that continue where they were stopped."""
 
 
 _RESTARTED = ("verify", "reference", "generate")
-"""Commands that take long and keep nothing of what they had done."""
+"""Commands that take long, and start again after a stop."""
 
 
 def _hint_after_stop(error: Interrupted, command_line: Sequence[str]) -> str:
-    """Return the hint on a command that was stopped."""
+    """Return the hint for a command that was stopped."""
     if command_line and command_line[0] in _RESUMABLE:
         return f"continue with: {shlex.join(['g4convert', *command_line])}"
     again = "nothing was kept; the same command starts again"
@@ -197,7 +197,7 @@ def _hint_after_stop(error: Interrupted, command_line: Sequence[str]) -> str:
 
 
 def _exit_with_error(raised: Exception, style: ErrorStyle, command_line: Sequence[str]) -> NoReturn:
-    """Print an error and exit with its status; whatever is raised after a stop is the stop."""
+    """Print an error and exit with its status; any error after a request to stop counts as the stop."""
     from g4convert.cli import show
 
     error = raised if isinstance(raised, G4Error) else None

@@ -75,7 +75,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
 
 
 def _describe_calibration(calibrated: "Calibrated") -> dict[str, str]:
-    """Return the content of the calibration file."""
+    """Describe the content of a calibration file, as texts by name."""
     from g4convert.conversion.statistics import FEW
 
     tokens, texts, statistics = calibrated.tokens, calibrated.texts, calibrated.statistics

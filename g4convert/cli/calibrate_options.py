@@ -15,36 +15,37 @@ Texts = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="Texts: FILE.jsonl (also with pictures), FILE.txt, or a dataset as org/name:split; else the bundled ones.",
+        help="Texts: FILE.jsonl (also with pictures), FILE.txt, a dataset as org/name:split. Default: bundled ones.",
     ),
 ]
 Samples = Annotated[
-    int | None, typer.Option(metavar="N", help="Rows of ids; without it as many as the texts fill, 128 at most.")
+    int | None, typer.Option(metavar="N", help="Number of samples. Default: as many as the texts fill, at most 128.")
 ]
 Length = Annotated[
-    int | None, typer.Option(metavar="N", help="Tokens of a row; without it twice the sliding window, 2,048 at most.")
+    int | None,
+    typer.Option(metavar="N", help="Tokens in each sample. Default: twice the sliding window, at most 2,048."),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Decides the order of texts, and answers.")]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the order of texts, and of answers.")]
 Answers = Annotated[
     bool | None,
     typer.Option(
         "--answers/--no-answers",
-        help="Let MODEL answer the questions itself, or not. Default: a chat model does on a GPU, or of at most 1 GiB.",
+        help="Let MODEL answer the questions itself, or not. Default: chat models do, on a GPU or up to 1 GiB.",
     ),
 ]
 Statistics = Annotated[
     bool,
     typer.Option(
         "--statistics/--no-statistics",
-        help="Run MODEL once for what its Linears are given, or keep ids alone, which are enough for gptq.",
+        help="Run MODEL once and keep statistics of the inputs of its Linears, or keep only ids, enough for gptq.",
     ),
 ]
-Replace = Annotated[bool, run_option("--overwrite", help="Replace a file that is there.")]
+Replace = Annotated[bool, run_option("--overwrite", help="Replace an existing file.")]
 Calibration = Annotated[
     Path | None,
     run_option(
         readable=False,
         metavar="FILE",
-        help="Made by calibrate, for imatrix, gptq, best and fit; imatrix also takes llama.cpp's, in GGUF.",
+        help="File made by calibrate, for imatrix, gptq, best and fit; imatrix also takes llama.cpp's, in GGUF.",
     ),
 ]

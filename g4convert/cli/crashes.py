@@ -1,6 +1,6 @@
 """Unexpected exceptions as a fault of g4convert, with the traceback in a temporary file.
 
-Also told when printing an error has failed, so nothing is imported here but the standard library and small modules.
+This must also work after printing an error has failed, so only the standard library and small modules are imported.
 """
 
 import shlex

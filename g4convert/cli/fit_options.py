@@ -8,10 +8,10 @@ import typer
 from g4convert.cli.panels import print_option, run_option
 
 RecipeFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Recipe to write, ending in .yaml.")]
-Replace = Annotated[bool, run_option("--overwrite", help="Replace a recipe that is there.")]
-TargetSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes of all tensors, as 14GB or 500MB.")]
+Replace = Annotated[bool, run_option("--overwrite", help="Replace an existing recipe.")]
+TargetSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Size of all tensors, such as 14GB or 500MB.")]
 TargetBits = Annotated[
-    float | None, typer.Option(metavar="N", help="Mean bits of the weights decided on, scales included, as 4.75.")
+    float | None, typer.Option(metavar="N", help="Mean bits per weight of what is chosen, with scales, such as 4.75.")
 ]
 MaxKl = Annotated[
     float | None, typer.Option(metavar="N", help="Largest mean KL to MODEL in nats, on the texts that are run.")
@@ -21,8 +21,8 @@ Choices = Annotated[
     typer.Option(
         "--choice",
         metavar="BITS:GROUP",
-        help="Packing to try, as 4:32 or 8:channel, and 16 to keep; repeat for several. Default: 4:128, 4:64, 4:32, "
-        "8:channel, 8:32, 16.",
+        help="Packing to try, such as 4:32 or 8:channel, or 16 to keep; repeat for several. Default: 4:128, 4:64, "
+        "4:32, 8:channel, 8:32, 16.",
     ),
 ]
 Rows = Annotated[
@@ -31,7 +31,7 @@ Rows = Annotated[
         metavar="N",
         min=1,
         max=1 << 20,
-        help="Rows that single changes run; as many others are for whole choices. Default: 8, or half of all.",
+        help="Samples to measure single changes on; as many others measure whole choices. Default: 8, or half of all.",
     ),
 ]
 RowTokens = Annotated[
@@ -41,11 +41,13 @@ RowTokens = Annotated[
         metavar="N",
         min=2,
         max=1 << 20,
-        help="Tokens of each row that are run. Default: 64, or whole rows if they are shorter.",
+        help="Tokens of each sample to run. Default: 64, or whole samples if they are shorter.",
     ),
 ]
 Sensitivities = Annotated[
     Path | None,
-    run_option(metavar="FILE", help="Measured losses, kept for the next target; beside the recipe by default."),
+    run_option(
+        metavar="FILE", help="File that keeps the measured losses for the next target. Default: beside the recipe."
+    ),
 ]
 Plot = Annotated[Path | None, print_option(metavar="FILE", help="SVG of size against KL: frontier, choice, presets.")]

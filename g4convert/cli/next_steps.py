@@ -1,8 +1,7 @@
 """The command that a user may give next: one line at the end of a command's output, `next: COMMAND  # what it does`.
 
-The line can be pasted into a shell, as what it does stands behind as a comment. Below it may stand `then, if it passes:
-COMMAND`.
-MODEL stands for a path that is not known here.
+The line can be pasted into a shell, since the description is a comment. A second line may follow: `then, if it passes:
+COMMAND`. MODEL stands for a path that is not known here.
 """
 
 import re
@@ -38,8 +37,8 @@ class NextStep(NamedTuple):
     """The next thing to do.
 
     Args:
-        command: a command; empty where there is nothing to do.
-        what: words on what it does.
+        command: a command; empty if there is nothing to do.
+        what: what it does.
         then: the command after it, if it passes.
     """
 
@@ -52,7 +51,7 @@ _NO_STEP: Final = NextStep("")
 _COMMENT = "      # "
 _THEN = "then, if it passes: "
 _UNBROKEN = re.compile(r"-r [\w-]+|vllm serve \S+")
-"""An option or a command in words on a command, which stays in one line."""
+"""An option or a command in a comment, which must not be broken."""
 _UNBREAKABLE = "\xa0"
 """A blank at which no line is broken."""
 
@@ -81,7 +80,7 @@ def output_name(model: str, recipe: "Recipe") -> str:
 
 
 def after_plan(model: str, name: str, recipe: "ResolvedRecipe") -> NextStep:
-    """Return the command that quantizes a model as planned, and words on it."""
+    """Return the command that quantizes a model as planned, with its description."""
     recipe_option = "" if recipe.name == DEFAULT else f" -r {quote(recipe.name)}"
     overridden = any(origin.startswith("--") for origin in recipe.origins.values())
     command = f"g4convert quantize {quote(model)} -o {quote(output_name(name, recipe.recipe))}{recipe_option}"
@@ -139,7 +138,7 @@ def _file_sizes(directory: Path, names: Iterable[str]) -> dict[str, int]:
 
 
 def find_shipped_recipe(output: str) -> str:
-    """Return the name of the shipped recipe that a checkpoint says it was made by; empty for any other recipe."""
+    """Return the name of the shipped recipe that a checkpoint was made by, from its record; empty for other recipes."""
     values = dict(part(record(_find_directory(output)), "recipe"))
     name = str(values.pop("name", ""))
     return name if name in load_shipped() and load(name).settings() == values else ""
@@ -153,13 +152,13 @@ def requantize_command(output: str) -> str:
 
 
 def measure_answers(output: str | Path, reference: str | Path) -> NextStep:
-    """Return the command that measures the answers of an output, and words on it."""
+    """Return the command that measures the answers of an output, with its description."""
     command = f"g4convert verify {quote(str(output))} --reference {reference} --level logits"
     return NextStep(command, "measures how far its answers are from the original's; needs no engine")
 
 
 def serve_unless_refused(output: str, refused: Iterable["Verdict"], *, drafter: bool) -> NextStep:
-    """Return the command that serves an output, and words on it; empty if vLLM refuses it on one GPU."""
+    """Return the command that serves an output in vLLM; an empty step if vLLM refuses it on one GPU."""
     return (
         _NO_STEP
         if any(verdict.engine == "vllm" for verdict in refused)
@@ -168,7 +167,7 @@ def serve_unless_refused(output: str, refused: Iterable["Verdict"], *, drafter: 
 
 
 def _serve_where_loaded(output: str, verdicts: Sequence["Verdict"], *, drafter: bool = False) -> NextStep:
-    """Return the command that serves a checkpoint in an engine that loads it, and words on it; empty without one.
+    """Return the command that serves a checkpoint in an engine that loads it; an empty step without one.
 
     Args:
         output: the checkpoint.
@@ -193,7 +192,7 @@ def _serve_where_loaded(output: str, verdicts: Sequence["Verdict"], *, drafter: 
 
 
 def after_verify(report: "Report") -> NextStep:
-    """Return what to do after a verification: mend it, quantize anew, look deeper, or serve it."""
+    """Choose the step after a verification: correct the config, quantize again, verify a further level, or serve."""
     from g4convert.api.check import check
     from g4convert.report import Severity
 
@@ -217,7 +216,7 @@ def after_verify(report: "Report") -> NextStep:
 
 
 def _after_measured_answers(checked: "Checked") -> NextStep:
-    """Return what to do after answers were measured: serve it, if an engine loads it."""
+    """Choose the step after the answers were measured: serve the checkpoint, if an engine loads it."""
     if checked.report.exit_code(strict=False) or not checked.packed:
         return after_check(checked)
     return _serve_where_loaded(checked.report.output, checked.verdicts, drafter=checked.is_drafter)
@@ -243,7 +242,7 @@ def _after_failure(report: "Report") -> NextStep:
 
 
 def after_check(checked: "Checked") -> NextStep:
-    """Return what to do after a check: correct the config, quantize, or measure the answers and then serve it."""
+    """Choose the step after a check: correct the config, quantize, or measure the answers and then serve."""
     output, failed = checked.report.output, checked.report.exit_code(strict=False)
     if failed:
         return NextStep(fix_command(output), "corrects its quantization_config") if checked.is_fixable else _NO_STEP
@@ -256,7 +255,7 @@ def after_check(checked: "Checked") -> NextStep:
 
 
 def after_generate(model: str, *, quantized: bool) -> NextStep:
-    """Return what to do after a checkpoint has spoken; nothing where it is quantized, as it may be verified already."""
+    """Choose the step after answers of a checkpoint; none if it is quantized, as it may be verified already."""
     return _NO_STEP if quantized else _plan_first(model)
 
 

@@ -15,15 +15,15 @@ from g4convert.run_options import MOST_WORKERS, MemoryUse
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help=r"A directory, or org/name\[@revision] on the Hugging Face hub.")
 ]
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Gets FAMILY and FAMILY-W4A16.")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory for FAMILY and FAMILY-W4A16.")]
 FamilyName = Annotated[Family, typer.Option(metavar="FAMILY", help=f"{', '.join(Family)}.")]
-Version = Annotated[bool, typer.Option("--version", help="Print the version and stop.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Directory to write.")]
 Workers = Annotated[
-    int, run_option(metavar="N", min=0, max=MOST_WORKERS, help="Threads; 0 is one per core, or two per GPU.")
+    int, run_option(metavar="N", min=0, max=MOST_WORKERS, help="Number of threads; 0 is one per core, or two per GPU.")
 ]
 Device = Annotated[str, run_option(metavar="NAME", help="Device that quantizes: cpu, cuda (every GPU) or cuda:N.")]
-Overwrite = Annotated[bool, run_option("--overwrite", help="Replace a checkpoint that is there.")]
+Overwrite = Annotated[bool, run_option("--overwrite", help="Replace an existing checkpoint.")]
 DryRun = Annotated[bool, run_option("--dry-run", "-n", help="Check everything, print the plan, write nothing.")]
 Memory = Annotated[
     MemoryUse | None,
@@ -34,7 +34,7 @@ Memory = Annotated[
 FloatType = Annotated[
     str | None,
     run_option(
-        "--dtype", metavar="NAME", help=f"Dtype of the forward: {mark_default('dtype', 'float32')} or bfloat16."
+        "--dtype", metavar="NAME", help=f"Dtype of the forward pass: {mark_default('dtype', 'float32')} or bfloat16."
     ),
 ]
 RunDevice = Annotated[
@@ -45,12 +45,14 @@ RunDevice = Annotated[
         help=f"Device that runs the model: {mark_default('device', 'cpu', 'cuda')} or cuda:N.",
     ),
 ]
-Json = Annotated[bool, print_option("--json", help="The result as JSON.")]
-Quiet = Annotated[bool, print_option("--quiet", "-q", help="No progress; no summary if all is well.")]
+Json = Annotated[bool, print_option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, print_option("--quiet", "-q", help="Print no progress, and no summary if all is well.")]
 NoColor = Annotated[
-    bool, print_option("--no-color", callback=store_error_style, help="Plain text; NO_COLOR does the same.")
+    bool, print_option("--no-color", callback=store_error_style, help="Print plain text; NO_COLOR does the same.")
 ]
 Verbose = Annotated[
     bool,
-    print_option("--verbose", "-v", callback=store_error_style, help="Every tensor, and every line of a long error."),
+    print_option(
+        "--verbose", "-v", callback=store_error_style, help="Print every tensor, and every line of a long error."
+    ),
 ]

@@ -1,9 +1,9 @@
 """Panels of a command's help, and callbacks and texts of the options in them.
 
-PANELS    Order of the panels in every command's help
-Manner    Options of printing errors
-manner    Callback of an option that sets a field of `ErrorStyle`
-marked    Marks the default among the names that an option takes
+PANELS             Order of the panels in every command's help
+ErrorStyle         Options of printing errors
+store_error_style  Callback of an option that sets a field of `ErrorStyle`
+mark_default       Marks the default among the names that an option takes
 
 `run_option`, `print_option` and `verify_option` are `typer.Option` with their panel.
 """

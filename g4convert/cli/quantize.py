@@ -42,7 +42,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     no_color: NoColor = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a W4A16 checkpoint. Killed at any point, the same command continues it."""
+    """Write a W4A16 checkpoint. If it is stopped, the same command continues."""
     if show_config:
         print_settings(resolved, as_json=as_json, no_color=no_color)
         return

@@ -23,7 +23,7 @@ Engines = Annotated[
     typer.Option(
         "--engine",
         metavar="NAME",
-        help="transformers, vllm or sglang; repeat for several. If one cannot, exit 1.",
+        help="Engine: transformers, vllm or sglang; repeat for several. If one cannot load it, exit 1.",
         rich_help_panel=SERVED,
     ),
 ]
@@ -34,7 +34,7 @@ TensorParallel = Annotated[
         metavar="N",
         min=1,
         max=MOST_GPUS,
-        help="Judge at so many GPUs (tensor parallel); repeat for several.",
+        help="Number of GPUs (tensor parallel) to judge for; repeat for several.",
         rich_help_panel=SERVED,
     ),
 ]
@@ -57,27 +57,30 @@ _OPTIONS: Final = {
     "method": _option(
         str, "NAME", "Method to find codes and scales: auto, minmax, mse, lattice, imatrix, gptq or best."
     ),
-    "signed": _option(bool, "", "Allow mse to take negative scales, or not.", "--signed/--positive"),
+    "signed": _option(bool, "", "Let mse choose negative scales, or not.", "--signed/--positive"),
     "pack": _option(
         list[str],
         "ROLE",
         "Role to pack: attention, mlp, experts, ple_projection, vision_tower, embedding, ple_embedding, lm_head; "
         "repeat for several.",
     ),
-    "bits": _option(list[str], "ROLE=N", "Other bits for a role, as attention=8; 16 keeps it; repeat for several."),
+    "bits": _option(list[str], "ROLE=N", "Bits for a role, such as attention=8; 16 keeps it; repeat for several."),
     "kv_shared": _option(str, "NAME", "drop or keep unused K/V of KV-shared layers."),
     "assistant": _option(str, "NAME", "keep or pack the Linears of an MTP drafter."),
     "layout": _option(str, "NAME", "full or text-only."),
-    "max_shard_size": _option(str, "SIZE", "Largest output file, as 5GB or 500MB."),
+    "max_shard_size": _option(str, "SIZE", "Largest output file, such as 5GB or 500MB."),
     "engines": Engines,
     "carry": _option(
         list[str],
         "PATTERN",
-        "Also carry over files that would stay behind, as .gitattributes; repeat for several.",
+        "Also carry over files that would stay behind, such as .gitattributes; repeat for several.",
         panel=BESIDE,
     ),
     "leave": _option(
-        list[str], "PATTERN", "Leave files beside the weights behind, as '*.png'; repeat for several.", panel=BESIDE
+        list[str],
+        "PATTERN",
+        "Leave files beside the weights behind, such as '*.png'; repeat for several.",
+        panel=BESIDE,
     ),
 }
 """Annotations of the options, by the recipe's key that each overrides."""

@@ -23,7 +23,7 @@ _MEASURED_GROUP = 32
 _WORTH_ADVISING = 0.9
 """A method is recommended if it leaves less than this part of what the plan's method leaves."""
 _VERDICT_WORDS = {"fail": "fails", "warn": "warns", "pass": "passes"}
-"""Expected verdicts, as words."""
+"""Expected verdicts as verbs."""
 
 
 def make_methods_table(costs: Sequence["MethodCost"]) -> Table:
@@ -51,14 +51,14 @@ def _cost_of_8_bits(costs: Sequence["MethodCost"]) -> "MethodCost | None":
 
 
 def _loss_cells(cost: "MethodCost", *, estimated: bool = False) -> tuple[str, str]:
-    """Return the loss of a method on a real model, and the verdict to expect of it; empty if it was not measured."""
+    """Return the loss of a method on a real model, and the expected verdict; empty texts if it was not measured."""
     if cost.kl is None:
         return "", ""
     return f"{cost.kl:.2g}" if estimated else nats(cost.kl), _VERDICT_WORDS[_expected_verdict(cost.kl)]
 
 
 def _expected_verdict(kl: float) -> str:
-    """Return what `verify` is expected to say by default of a mean KL: `fail`, `warn` or `pass`."""
+    """Return the verdict of `verify` to expect for a mean KL, with default limits: `fail`, `warn` or `pass`."""
     from g4convert.verification.gates import WIDER, expected_severity
     from g4convert.verification.profiles import load
 
@@ -66,7 +66,7 @@ def _expected_verdict(kl: float) -> str:
 
 
 def _expected_only_of_8_bits(costs: Sequence["MethodCost"]) -> str:
-    """Return what is expected of 8 bits where every method in 4 bits is expected to fail; empty elsewhere."""
+    """Return the verdict to expect for 8 bits if every method in 4 bits is expected to fail; otherwise empty."""
     eight = _cost_of_8_bits(costs)
     if (
         eight is None
@@ -78,7 +78,7 @@ def _expected_only_of_8_bits(costs: Sequence["MethodCost"]) -> str:
 
 
 def describe_outlook(costs: Sequence["MethodCost"]) -> str:
-    """Return words where every method in 4 bits is expected to fail; empty elsewhere."""
+    """Say that every method in 4 bits is expected to fail, and what to expect of 8 bits; otherwise empty."""
     words = {"pass": "8 bits to pass", "warn": "8 bits to pass with a warning", "fail": "so are 8 bits"}
     if not (eight := _expected_only_of_8_bits(costs)):
         return ""
@@ -86,17 +86,17 @@ def describe_outlook(costs: Sequence["MethodCost"]) -> str:
 
 
 def describe_doubt(costs: Sequence["MethodCost"], *, but: str = "") -> str:
-    """Return words on a conversion in 4 bits where only 8 bits should not fail; empty elsewhere.
+    """Advise 8 bits for a conversion in 4 bits, if only 8 bits are not expected to fail; otherwise empty.
 
     Args:
         costs: cost of the method, then of others.
-        but: words on when it does not fail.
+        but: condition under which it does not fail.
     """
     return f"may fail{but}; 8 bits: -r {EIGHT_BITS}" if _expected_only_of_8_bits(costs) in {"pass", "warn"} else ""
 
 
 def describe_basis(costs: Sequence["MethodCost"], workers: int, *, own_texts: bool) -> str:
-    """Return a sentence on the origin of the numbers in the table of methods.
+    """Describe the origin of the numbers in the table of methods.
 
     Args:
         costs: rows of the table.
@@ -125,7 +125,7 @@ def describe_basis(costs: Sequence["MethodCost"], workers: int, *, own_texts: bo
 
 
 def explain_verdicts() -> str:
-    """Return words on the verdicts in a table of methods, which go by the mean KL and the default limits."""
+    """Explain the verdicts in a table of methods, which follow from the mean KL and the default limits."""
     from g4convert.verification.gates import WIDER
     from g4convert.verification.profiles import load
 
@@ -144,14 +144,14 @@ def failing_kl() -> float:
 
 
 def describe_measurement(costs: Sequence["MethodCost"]) -> str:
-    """Return words on the text and model of the losses; of a mixture of experts that it stands in for others."""
+    """Name the text and the model that the losses were measured with; a mixture of experts stands in for others."""
     name = costs[0].measured_on
     model = f"a stand-in MoE ({name})" if name == look_up_kl(_MEASURED_GROUP, has_experts=True)[1] else name
     return f"measured on held-out text with {model}, not with your model"
 
 
 def advise_method(costs: Sequence["MethodCost"]) -> str:
-    """Return words on when to take the plan's method and when another; empty where none is known to lose less."""
+    """Say when to take the plan's method and when another; empty if no method is known to lose less."""
     own, *others = costs
     if doubt := describe_doubt(costs, but="" if own.tokens else " unless the source is QAT"):
         return doubt
@@ -186,7 +186,7 @@ def make_better_methods_table(costs: Sequence["MethodCost"], method: str) -> Tab
 
 
 def describe_expected_loss(recipe: "Recipe", *, has_experts: bool) -> str:
-    """Return words on the loss to expect of a recipe of 8 bits; empty for any other recipe."""
+    """Describe the loss to expect of a recipe of 8 bits; empty for any other recipe."""
     losses, model = look_up_kl(recipe.group_size, has_experts=has_experts)
     if recipe.num_bits != _EIGHT or not recipe.is_uniform or not losses:
         return ""

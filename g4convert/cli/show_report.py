@@ -115,7 +115,7 @@ def _print_comparison(out: "Console", report: Report, comparison: str, *, verbos
 
 
 def print_verdict(out: "Console", report: Report, *, strict: bool, words: str = "") -> None:
-    """Print the verdict in one line: the output, its reference, and the result in words or the levels that ran."""
+    """Print the verdict in one line: the output, its reference, and `words` or the levels that ran."""
     against = f" against {escape(report.reference)}" if report.reference else ""
     colour = _COLOURS[report.verdict]
     word = report.verdict.value.upper()
@@ -232,7 +232,7 @@ def _engine_rows(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ..
 
 
 def _explain_blame(blamed: Mapping[str, Any], kind: str, *, brief: bool) -> str:
-    """Return how a table of blame is measured."""
+    """Explain how a table of blame was measured."""
     probes = plural(len(blamed.get("probes", ())), "prompt")
     sample = (
         f"the {probes} with the largest KL, {plural(blamed['predictions'], 'prediction')}"
@@ -260,7 +260,7 @@ def _make_blame_table(rows: Sequence[Mapping[str, Any]], *, brief: bool) -> Tabl
 
 
 def _format_number(value: float | None, *, digits: int = 4) -> str:
-    """Return a number in so many digits, `0.19` or `1.9e-4`; empty for none and nan."""
+    """Format a number with `digits` digits, as `0.19` or `1.9e-4`; empty for None and NaN."""
     if value is None or math.isnan(value):
         return ""
     if not 0 < abs(value) < _EXPONENT_BELOW:

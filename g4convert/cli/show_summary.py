@@ -141,7 +141,7 @@ def _describe_largest_kept(done: "Summary") -> str:
 def describe_answers(
     done: "Summary", metrics: Mapping[str, Any] | None, costs: Sequence["MethodCost"], recipe: "Recipe"
 ) -> tuple[str, Table | None]:
-    """Return a sentence on the distance of a conversion's answers from the original's, and a table of methods below it.
+    """Describe the distance of a conversion's answers from the original's, and return a table of methods, if any.
 
     Args:
         done: summary of the conversion.

@@ -32,7 +32,7 @@ def listen() -> None:
 
 
 def was_asked_to_stop() -> bool:
-    """Return whether the program was told to stop, also where a library made another exception of it."""
+    """Return whether the program was asked to stop, also if a library turned that into another exception."""
     return bool(_asked)
 
 
@@ -42,7 +42,7 @@ def note_printing() -> None:
 
 
 def was_error_printed() -> bool:
-    """Return whether an error was, or is being, printed."""
+    """Return whether an error was printed, or is being printed."""
     return bool(_printing)
 
 

@@ -80,9 +80,9 @@ def make_facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -
 
 
 def print_prose(out: Console, text: str, *, indent: int = 0) -> None:
-    """Print a sentence, with markup: wrapped at words on a terminal, one line elsewhere, where grep looks for it.
+    """Print a sentence with markup: wrapped at words on a terminal, and in one line elsewhere, so that grep finds it.
 
-    Commands are for `break_command`, as a shell must read them when they are copied.
+    Commands go through `break_command` instead, so that a shell reads them when they are copied.
     """
     if out.is_terminal:
         print_trimmed(out, Padding(Text.from_markup(printable_lines(text)), (0, 0, 0, indent)))
@@ -91,7 +91,7 @@ def print_prose(out: Console, text: str, *, indent: int = 0) -> None:
 
 
 def break_command(begin: str, command: str, width: int) -> str:
-    """Return a command in lines that fit and that a shell joins, the first after `begin`; its words stay whole."""
+    """Break a command into lines that fit and that a shell joins, the first after `begin`; words stay whole."""
     line, *words = _WORD.findall(command)
     lines, line = [], begin + line
     for word in words:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from g4convert.cli.panels import mark_default, print_option, run_option, verify_option
-from g4convert.request import DEFAULTS, MOST_SECONDS, Level, TestedEngine
+from g4convert.request import DEFAULTS, MOST_SECONDS, Level, ServedEngine
 
 Checked = Annotated[
     str,
@@ -44,25 +44,25 @@ Fix = Annotated[
 AssistantOf = Annotated[
     str | None, verify_option(metavar="MODEL", help="Check that this MTP drafter fits a target model.")
 ]
-Strict = Annotated[bool, verify_option("--strict", help="A warning fails.")]
+Strict = Annotated[bool, verify_option("--strict", help="Count warnings as failures.")]
 Prompts = Annotated[
     Path | None,
     verify_option(
         readable=False,  # reading says so, as a fault of the input
         metavar="FILE",
-        help='Your own text, in place of the bundled: JSON lines, {"messages": \\[...]} each for a model with a chat '
-        'template, {"prompt": "..."} for a base model.',
+        help='File of your own texts, in place of the bundled ones: JSON lines, {"messages": \\[...]} each for a model '
+        'with a chat template, {"prompt": "..."} for a base model.',
     ),
 ]
 StoredReference = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE", help="File to write: ref.safetensors.")
 ]
 VerifyEngine = Annotated[
-    TestedEngine | None,
+    ServedEngine | None,
     verify_option("--engine", metavar="NAME", help="Level engine: vllm (started here) or sglang (a server that runs)."),
 ]
 EnginePython = Annotated[
-    Path | None, run_option(metavar="FILE", help="The interpreter that has vLLM; this one by default.")
+    Path | None, run_option(metavar="FILE", help="Python interpreter that has vLLM. Default: this one.")
 ]
 EngineUrl = Annotated[str | None, run_option(metavar="URL", help="Address of the SGLang server: http://HOST:PORT.")]
 EngineTimeout = Annotated[
@@ -77,5 +77,5 @@ EngineTimeout = Annotated[
 VerifyAfter = Annotated[
     str, run_option("--verify", metavar="LEVEL", help="Verify at the end: none, static, weights or logits.")
 ]
-JUnit = Annotated[Path | None, print_option("--junit", metavar="FILE", help="The report as JUnit XML.")]
-Html = Annotated[Path | None, print_option("--html", metavar="FILE", help="The report as one page.")]
+JUnit = Annotated[Path | None, print_option("--junit", metavar="FILE", help="Write the report as JUnit XML.")]
+Html = Annotated[Path | None, print_option("--html", metavar="FILE", help="Write the report as one HTML page.")]

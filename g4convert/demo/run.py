@@ -171,7 +171,7 @@ def make_room(directory: Path, names: tuple[str, ...]) -> None:
 
 
 def _refuse_checkpoint(directory: Path) -> None:
-    """Raise if a directory is a checkpoint: what is written into it would be taken for a part of it.
+    """Raise if a directory is a checkpoint: files written into it would be taken for parts of it.
 
     Raises:
         UsageError: it is one; names its files.

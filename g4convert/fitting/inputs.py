@@ -19,11 +19,11 @@ from g4convert.fitting.sensitivities import Basis, LossUnit
 from g4convert.quantities import plural
 
 _DEFAULT_SAMPLES: Final = 8
-"""Rows to run unless told."""
+"""Default number of rows to run."""
 _FEWEST_OTHERS: Final = 2
 """Fewest other rows for whole choices: one has no standard error."""
 _DEFAULT_LENGTH: Final = 64
-"""Tokens of each unless told."""
+"""Default number of tokens of each."""
 
 
 @dataclass(frozen=True, slots=True)

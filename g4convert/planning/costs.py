@@ -19,15 +19,15 @@ from g4convert.planning.sizes import START, RoleSize, estimate_write_seconds
 from g4convert.planning.training import BATCH, EPOCHS, TrainingMemory
 
 MOST_ROWS: Final = 128
-"""Most rows that `calibrate` makes unless told."""
+"""Default of the most rows that `calibrate` makes."""
 LONGEST_ROW: Final = 2_048
-"""Most tokens of a row that `calibrate` makes unless told."""
+"""Default of the most tokens in a row of `calibrate`."""
 ENDS: Final = 2
 """Ids that open and close a picture in a row, beside its placeholders."""
 BUNDLED_TOKENS: Final = 34_816
 """Tokens of the bundled texts in the released vocabulary: 17 rows of 2,048."""
 BUNDLED_PICTURES: Final = 6_144
-"""Tokens besides for a model that takes pictures: 18 of 260 soft tokens, and what is said about them."""
+"""Further tokens for a model that takes pictures: 18 pictures of 260 soft tokens, and texts about them."""
 KL: Final[Mapping[int, Mapping[RecipeMethod, float]]] = {
     32: {
         RecipeMethod.MINMAX: 0.462,
@@ -109,7 +109,7 @@ class MethodCost:
 
 
 def look_up_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Mapping[RecipeMethod, float], str]:
-    """Return what each method left of a real model at 4 bits, and the model's name; empty if it was not measured.
+    """Return the mean KL of each method at 4 bits on a real model, and the model's name; empty if not measured.
 
     Args:
         group_size: weights that share a scale.
@@ -122,7 +122,7 @@ def look_up_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Mapp
 
 
 def look_up_kl_of_model(model: str, group_size: int | str | None) -> Mapping[RecipeMethod, float]:
-    """Return what each method left of a model that was measured at 4 bits, by its name; empty if it was not."""
+    """Return the mean KL of each method at 4 bits on the model with this name; empty if not measured."""
     both = (look_up_kl(group_size, has_experts=has_experts) for has_experts in (True, False))
     return next((losses for losses, name in both if name == model), {})
 

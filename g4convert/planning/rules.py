@@ -101,7 +101,7 @@ _Layers = Annotated[
 
 
 class Rule(BaseModel):
-    """Other bits or another group size for weights of a role, in some layers, with some names: all that are said."""
+    """Other bits or another group size for weights that meet all conditions set: role, layers and names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 

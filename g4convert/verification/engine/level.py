@@ -33,7 +33,7 @@ from g4convert.forward.probe import Probe
 from g4convert.gemma4 import is_drafter
 from g4convert.progress import Progress
 from g4convert.report import Finding, LevelResult, Severity
-from g4convert.request import Request, TestedEngine
+from g4convert.request import Request, ServedEngine
 from g4convert.verification import profiles
 from g4convert.verification.engine.judge import (
     MeasuredParity,
@@ -70,7 +70,7 @@ def look_for_engine(asked: Request) -> None:
         UsageError: the server serves another model.
         EnvironmentFault: the interpreter has no vLLM, or no server answers.
     """
-    if asked.engine is TestedEngine.SGLANG:
+    if asked.engine is ServedEngine.SGLANG:
         with _open_engine(asked) as server:
             server.start(0, 0)
     else:
@@ -177,7 +177,7 @@ def _has_media(probe: Probe) -> bool:
 def _open_engine(asked: Request) -> AbstractContextManager[ServingEngine]:
     timeout = asked.settings.engine_timeout
     match asked.engine:
-        case TestedEngine.SGLANG:
+        case ServedEngine.SGLANG:
             return sglang(asked.output, url=str(asked.engine_url), timeout=timeout)
         case _:
             return vllm(asked.output, python=asked.engine_python, dtype=asked.dtype, timeout=timeout)

@@ -22,7 +22,7 @@ from g4convert.forward.logits import HeldLogits
 from g4convert.forward.probe import Probe
 from g4convert.progress import Progress
 from g4convert.report import Severity
-from g4convert.request import Level, Request, TestedEngine
+from g4convert.request import Level, Request, ServedEngine
 from g4convert.verification import profiles
 from g4convert.verification.engine.judge import MeasuredParity, judge_parity
 from g4convert.verification.engine.level import check_engine, join_answers, run_engine, score_some_tokens
@@ -308,17 +308,17 @@ def test_requests_for_an_engine() -> None:
     from pathlib import Path  # noqa: PLC0415 -- for a type only elsewhere
 
     out, python = Path("out"), Path("python")
-    asked = Request(out, engine=TestedEngine.VLLM)
+    asked = Request(out, engine=ServedEngine.VLLM)
     assert asked.depth is Level.ENGINE
-    assert Request(out, engine=TestedEngine.VLLM, dtype="bfloat16", engine_python=python).depth is Level.ENGINE
+    assert Request(out, engine=ServedEngine.VLLM, dtype="bfloat16", engine_python=python).depth is Level.ENGINE
     for options, message in (
         ({"level": Level.ENGINE}, "needs an engine"),
         ({"engine_python": python}, "needs an engine"),
-        ({"engine": TestedEngine.SGLANG}, "over HTTP"),
-        ({"engine": TestedEngine.SGLANG, "engine_url": "http://x", "engine_python": python}, "is for vllm"),
-        ({"engine": TestedEngine.VLLM, "engine_url": "http://x"}, "is for sglang"),
-        ({"engine": TestedEngine.VLLM, "level": Level.LOGITS}, "--engine belongs to level engine"),
-        ({"engine": TestedEngine.VLLM, "profile": "w4a16"}, "--profile belongs to level logits"),
+        ({"engine": ServedEngine.SGLANG}, "over HTTP"),
+        ({"engine": ServedEngine.SGLANG, "engine_url": "http://x", "engine_python": python}, "is for vllm"),
+        ({"engine": ServedEngine.VLLM, "engine_url": "http://x"}, "is for sglang"),
+        ({"engine": ServedEngine.VLLM, "level": Level.LOGITS}, "--engine belongs to level engine"),
+        ({"engine": ServedEngine.VLLM, "profile": "w4a16"}, "--profile belongs to level logits"),
         ({"engine_timeout": 5.0, "level": Level.STATIC}, "--engine-timeout belongs to level engine"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -374,6 +374,6 @@ def test_a_drafter_is_not_served_alone(
     monkeypatch.setattr("g4convert.verification.engine.level.vllm", lambda *_, **__: nullcontext(None))
     out = tmp_path / "out"
     quantized(checkpoints("assistant"), out)
-    found = run_engine(Request(out, engine=TestedEngine.VLLM), Checkpoint.open(out), progress=Progress())
+    found = run_engine(Request(out, engine=ServedEngine.VLLM), Checkpoint.open(out), progress=Progress())
     assert [(one.code, one.severity) for one in found.findings] == [("engine.stopped", Severity.INCONCLUSIVE)]
     assert "drafter" in found.findings[0].found

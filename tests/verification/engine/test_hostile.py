@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from g4convert.errors import EnvironmentFault, UsageError
-from g4convert.request import Request, TestedEngine
+from g4convert.request import Request, ServedEngine
 from g4convert.verification.engine import answers, http, process
 from g4convert.verification.engine.answers import AnswerError, StartAnswer, parse_document, top_logits
 from g4convert.verification.engine.process import Program
@@ -175,7 +175,7 @@ def test_a_password_in_an_address_is_refused_and_not_told(checkpoint: Path) -> N
 def test_a_time_that_no_timer_holds_is_refused(seconds: float) -> None:
     """It ended in a traceback of a thread, and exit 70."""
     with pytest.raises(UsageError, match=r"--engine-timeout \S+: expected 1 to 604,800 seconds, a week"):
-        Request(Path("out"), engine=TestedEngine.SGLANG, engine_url="http://localhost:1", engine_timeout=seconds)
+        Request(Path("out"), engine=ServedEngine.SGLANG, engine_url="http://localhost:1", engine_timeout=seconds)
 
 
 def test_an_interpreter_that_cannot_be_run(tmp_path: Path) -> None:
