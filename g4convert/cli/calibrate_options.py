@@ -15,7 +15,7 @@ Texts = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="Texts: FILE.jsonl (also with pictures), FILE.txt, a dataset as org/name:split. Default: bundled ones.",
+        help="Texts: FILE.jsonl (also with pictures), FILE.txt or a dataset org/name:split. Default: bundled ones.",
     ),
 ]
 Samples = Annotated[
