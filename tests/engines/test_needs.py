@@ -62,7 +62,7 @@ def without(config: Config, place: str) -> Config:
 
 @pytest.mark.parametrize("size", ["E2B", "31B", "12B"])
 def test_a_model_without_vision_is_for_no_engine_that_builds_it(size: str) -> None:
-    weights = planned_weights(planned(small(size) | {"vision_config": None}))
+    weights = make_planned_weights(planned(small(size) | {"vision_config": None}))
     vllm, sglang, transformers = verdicts_with_remedies(weights, ["vllm", "sglang", "transformers"], [1])
     assert "without a `vision_config`" in vllm.told[0].line
     assert [one.text for one in vllm.ways] == [
@@ -71,7 +71,7 @@ def test_a_model_without_vision_is_for_no_engine_that_builds_it(size: str) -> No
     ]
     assert sglang.loads is (YES if size == "12B" else NO)
     assert transformers.loads is YES
-    assert verdict(planned_weights(planned(small("E2B") | {"audio_config": None})), "vllm", 1).loads is YES
+    assert verdict(make_planned_weights(planned(small("E2B") | {"audio_config": None})), "vllm", 1).loads is YES
 
 
 @pytest.mark.parametrize("value", ["missing", None])
@@ -81,12 +81,12 @@ def test_vllm_reads_how_many_embeddings_a_picture_has(size: str, value: object) 
     config = without(small(size), f"vision_config.{key}")
     if value is None:
         config["vision_config"][key] = None
-    (found,) = verdicts_with_remedies(planned_weights(planned(config)), ["vllm"], [1])
+    (found,) = verdicts_with_remedies(make_planned_weights(planned(config)), ["vllm"], [1])
     assert found.loads is NO
     assert f"config.json has no vision_config.{key}" in found.told[0].line
     assert [one.text for one in found.ways] == [f'write `"{key}": 280` in vision_config of config.json']
-    assert verdict(planned_weights(planned(config)), "sglang", 1).loads is YES
-    assert verdict(planned_weights(planned(config, layout="text-only")), "vllm", 1).loads is YES
+    assert verdict(make_planned_weights(planned(config)), "sglang", 1).loads is YES
+    assert verdict(make_planned_weights(planned(config, layout="text-only")), "vllm", 1).loads is YES
     assert not hasattr(AutoConfig.for_model(**config).vision_config, key) or value is None  # no default
 
 
@@ -105,19 +105,19 @@ UNIFIED = {
 def test_sglang_reads_a_unified_config_as_that_of_a_model_with_towers(place: str) -> None:
     section, _, key = place.partition(".")
     config = without(released("12B"), place)
-    (found,) = verdicts_with_remedies(planned_weights(planned(config)), ["sglang"], [1])
+    (found,) = verdicts_with_remedies(make_planned_weights(planned(config)), ["sglang"], [1])
     assert found.loads is NO
     assert [one.text for one in found.ways] == [f'write `"{key}": {UNIFIED[place]}` in {section} of config.json']
     read = Gemma4Config(**{name: value for name, value in config.items() if name != "model_type"})
     assert getattr(getattr(read, section), key, None) != UNIFIED[place]
-    assert verdict(planned_weights(planned(config)), "vllm", 1).loads is YES
+    assert verdict(make_planned_weights(planned(config)), "vllm", 1).loads is YES
 
 
 def test_all_keys_that_are_missing_are_named_at_once() -> None:
     config = released("12B")
     for place in UNIFIED:
         config = without(config, place)
-    (found,) = verdicts_with_remedies(planned_weights(planned(config)), ["sglang"], [1])
+    (found,) = verdicts_with_remedies(make_planned_weights(planned(config)), ["sglang"], [1])
     (way,) = found.ways
     assert way.text == (
         'write `"hidden_size_per_layer_input": 0` in text_config and `"model_patch_size": 48, "mm_embed_dim": 3840, '
@@ -128,5 +128,5 @@ def test_all_keys_that_are_missing_are_named_at_once() -> None:
 
 @pytest.mark.parametrize("size", RELEASED)
 def test_the_released_configs_lack_nothing(size: str) -> None:
-    weights = planned_weights(planned(released(size), pack=["attention", "mlp"]))
+    weights = make_planned_weights(planned(released(size), pack=["attention", "mlp"]))
     assert {one.loads for one in verdicts(weights, tps=[1])} == {YES}
