@@ -10,7 +10,7 @@ from helpers.judged import CAVEAT, DENSE_PARTS, YES, verdict
 from helpers.program import g4convert
 from helpers.released_configs import small
 
-from g4convert.planning.weights import planned_weights
+from g4convert.planning.weights import make_planned_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ __all__ = ["g4convert"]  # a fixture
 
 def judged(size: str, dtype: object, engine: str = "sglang", **options: object) -> tuple[Loads, list[str]]:
     config = small(size) | {"dtype": dtype}
-    found = verdict(planned_weights(planned(config, **{**DENSE_PARTS, **options})), engine, 1)
+    found = verdict(make_planned_weights(planned(config, **{**DENSE_PARTS, **options})), engine, 1)
     return found.loads, [one.line for one in found.caveats]
 
 
