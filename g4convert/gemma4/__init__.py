@@ -4,6 +4,7 @@ family          Names the families
 architecture    Reads a config into the dimensions of every part
 config_reader   Reads and checks config keys
 decoder_config  Reads the keys of the decoder
+defaults        Says which values of a key mean what leaving it out means
 media_config    Reads the keys of towers and embedders
 left_out        Finds keys that a config leaves out and an engine reads
 other_keys      Checks the types of keys that decide no tensor

@@ -10,15 +10,8 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 _DEFAULT_PATTERN = 6  # transformers: without layer_types every sixth layer is full
 _MAX_LAYERS = 1024
 _MAX_EXPERTS = 4096
-# Keys that transformers lets a layer override. The second tuple is refused: no Gemma 4 overrides these sizes.
+# transformers lets a layer override any key, but its Gemma 4 classes then fail at each key beside these two.
 _READ_OVERRIDES = ("head_dim", "num_key_value_heads")
-_REFUSED_OVERRIDES = (
-    "skip",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "moe_intermediate_size",
-)
 
 
 def read_decoder(read: ConfigReader, *, unified: bool, assistant: bool) -> TextModel:
@@ -168,8 +161,8 @@ def _saved_overrides(read: ConfigReader, count: int) -> Mapping[int, Mapping[str
             section.note(key, f"expected the number of a layer, 0 to {count - 1}")
         elif layer := section.section(key):
             overrides[int(key)] = {name: layer.integer(name) for name in _READ_OVERRIDES if name in layer.values}
-            for name in _REFUSED_OVERRIDES:
-                if name in layer.values:
+            for name, value in layer.values.items():
+                if name not in _READ_OVERRIDES and (name not in read.values or read.values[name] != value):
                     layer.note(name, "differs from layer to layer, which it does in no Gemma 4")
     return overrides
 

@@ -206,6 +206,14 @@ def _change_byte(name: str) -> Damage:
     return change
 
 
+def _full_layers(whole: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """The entries of the full-attention layers, as transformers saves them."""
+    text = whole["text_config"]
+    kinds = enumerate(text["layer_types"])
+    own = {"head_dim": text["global_head_dim"], "num_key_value_heads": text["num_global_key_value_heads"]}
+    return {str(number): own for number, kind in kinds if kind == "full_attention"}
+
+
 def _reformat(name: str) -> Damage:
     def change(directory: Path) -> None:
         path = directory / name
@@ -267,6 +275,14 @@ STATIC: Mapping[str, Damage] = {
     "alias dropped": config(lambda whole: whole.pop("eoa_token_index")),
     "architecture changed": config(lambda whole: whole["text_config"].update(intermediate_size=512)),
     "model type changed": config(lambda whole: whole.update(model_type="gemma3")),
+    "rotation factor added": config(
+        lambda whole: whole["text_config"]["rope_parameters"]["full_attention"].update(factor=8.0)
+    ),
+    "attention made acausal": config(lambda whole: whole["text_config"].update(is_causal=False)),
+    "softcap of attention added": config(lambda whole: whole["text_config"].update(attn_logit_softcapping=50.0)),
+    "one layer of another window": config(
+        lambda whole: whole["text_config"].update(per_layer_config={**_full_layers(whole), "0": {"sliding_window": 3}})
+    ),
     "no quantization_config": config(lambda whole: whole.pop("quantization_config")),
     "another quant_method": quantization(lambda section: section.update(quant_method="awq")),
     "wrong group size": weights_scheme(group_size=64),

@@ -1,7 +1,7 @@
 """Checks of an output's config: the source's keys are unchanged, and it describes the same model.
 
-No key of the source may be lost or changed, since the model computes by it. Two spellings of one fact
-(`global_head_dim` and `per_layer_config`, `torch_dtype` and `dtype`) count as equal.
+No key of the source may be lost or changed, since the model computes by it, and none may be added that changes answers.
+Two spellings of one fact (`global_head_dim` and `per_layer_config`, `torch_dtype` and `dtype`) count as equal.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -11,6 +11,7 @@ from typing import Any, Final
 from g4convert.checkpoint.sections import SECTIONS
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture
+from g4convert.gemma4.defaults import changes_answers
 from g4convert.report import Finding, Severity
 
 _SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
@@ -30,7 +31,8 @@ def config_keys(out: Mapping[str, Any], source: Mapping[str, Any], *, text_only:
         head = {"tie_word_embeddings": source.get("tie_word_embeddings", _MISSING)}
         section = source.get("text_config", {})
         source = {**section, **{key: value for key, value in head.items() if value is not _MISSING}}
-    yield from _differences(out, _untied(source) if untied else source, "", _QUIET | _CLASSES if text_only else _QUIET)
+    source = _untied(source) if untied else source
+    yield from _differences(out, source, out, "", _QUIET | _CLASSES if text_only else _QUIET)
 
 
 def _untied(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,14 +43,17 @@ def _untied(source: Mapping[str, Any]) -> dict[str, Any]:
     return {**source, **own, **below}
 
 
-def _differences(out: Mapping[str, Any], source: Mapping[str, Any], path: str, ignored: set[str]) -> Iterator[Finding]:
+def _differences(
+    out: Mapping[str, Any], source: Mapping[str, Any], whole: Mapping[str, Any], path: str, ignored: set[str]
+) -> Iterator[Finding]:
+    """Yield a finding for each key that differs in one section (`path`) of the output's config (`whole`)."""
     for key, value in source.items():
         if key in SECTIONS or key in ignored or (key == "architectures" and not path):
             continue
         found = out.get(key, _MISSING)
         subject = f"{path}{key}"
         if isinstance(value, Mapping) and isinstance(found, Mapping):
-            yield from _differences(found, value, f"{subject}.", _QUIET)
+            yield from _differences(found, value, whole, f"{subject}.", _QUIET)
         elif found is _MISSING and (value is None or _said_otherwise(key, value, out)):
             found = "left out, as null means" if value is None else "said in another way"
             yield Finding("static.config", Severity.INFO, subject, found, short(value))
@@ -56,9 +61,14 @@ def _differences(out: Mapping[str, Any], source: Mapping[str, Any], path: str, i
             yield Finding("static.config", Severity.FAIL, subject, "lost", short(value), _REMEDY)
         elif found != value:
             yield Finding("static.config", Severity.FAIL, subject, short(found), short(value), _REMEDY)
-    for key in out.keys() - source.keys() - SECTIONS - _WRITERS - set(_SPELLINGS):
-        if not ignored & _CLASSES:
-            yield Finding("static.config", Severity.INFO, f"{path}{key}", short(out[key]), "not in the source")
+    for key in sorted(out.keys() - source.keys() - SECTIONS - _WRITERS - set(_SPELLINGS)):
+        subject, value = f"{path}{key}", short(out[key])
+        if changes_answers(whole, path, key, out[key]):
+            yield Finding(
+                "static.config", Severity.FAIL, subject, f"{value}, added", "left out, as in the source", _REMEDY
+            )
+        elif not ignored & _CLASSES:
+            yield Finding("static.config", Severity.INFO, subject, value, "not in the source")
 
 
 def _said_otherwise(key: str, value: object, out: Mapping[str, Any]) -> bool:
@@ -85,7 +95,7 @@ def read_architecture(out: Mapping[str, Any], source: Architecture | None) -> tu
             raise
         lines = error.offenders or (error.message,)
         return source, tuple(
-            Finding("static.architecture", Severity.FAIL, *_split(line), source.family, _REMEDY) for line in lines
+            Finding("static.architecture", Severity.FAIL, *_split(line, source.family), _REMEDY) for line in lines
         )
     if source is None:
         return own, ()
@@ -94,9 +104,11 @@ def read_architecture(out: Mapping[str, Any], source: Architecture | None) -> tu
     return wanted, tuple(_parts_that_differ(own, wanted))
 
 
-def _split(line: str) -> tuple[str, str]:
+def _split(line: str, family: str) -> tuple[str, str, str]:
+    """Return a config's fault in three parts: the key, what it has, and what it should have."""
     subject, _, found = line.partition(": ")
-    return subject, found or line
+    found, _, expected = (found or line).partition(", expected ")
+    return subject, found, expected or family
 
 
 def _parts_that_differ(found: object, expected: object, path: str = "") -> Iterator[Finding]:
