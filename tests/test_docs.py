@@ -127,7 +127,23 @@ def test_commands_are_known(document: Path) -> None:
 @pytest.mark.parametrize("document", RUN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_run(document: Path, request: pytest.FixtureRequest) -> None:
     if any(is_run(words) for words, _, _ in commands(document)):
-        request.getfixturevalue("run_all_of")(document)
+        request.getfixturevalue("run_all_of")(document, request.getfixturevalue("moe"))
+
+
+GUIDES: Final = ROOT / "docs" / "guides"
+ON_THE_TRAINED_MODEL: Final = [
+    pytest.param(GUIDES / name, marks=pytest.mark.full if name in LONG else pytest.mark.wide, id=name)
+    for name in ("quantize.md", "fit.md")
+]
+"""Guides whose recipes pack in groups of 64, all inputs of an expert of the trained model."""
+
+
+@pytest.mark.parametrize("document", ON_THE_TRAINED_MODEL)
+def test_commands_run_on_the_trained_model(
+    document: Path, run_all_of: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    run_all_of(document, trained(Family.MOE))
+    assert [*(tmp_path / "place").glob("OUT-mixed" if document.stem == "quantize" else "OUT-six")]
 
 
 def is_run(words: list[str]) -> bool:
@@ -135,12 +151,12 @@ def is_run(words: list[str]) -> bool:
 
 
 @pytest.fixture
-def run_all_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], None]:
-    """Runs the commands of a document in a directory of its own."""
-    needed = ("moe", "g4convert", "brief", "monkeypatch")
-    moe, g4convert, _, monkeypatch = (request.getfixturevalue(name) for name in needed)
+def run_all_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path, Path], None]:
+    """Runs the commands of a document in a directory of its own, on a model."""
+    needed = ("g4convert", "brief", "monkeypatch")
+    g4convert, _, monkeypatch = (request.getfixturevalue(name) for name in needed)
 
-    def run(document: Path) -> None:
+    def run(document: Path, moe: Path) -> None:
         if "google/gemma" in document.read_text():
             request.getfixturevalue("hub")
         furnish(tmp_path / "place", moe, document)

@@ -63,15 +63,21 @@ class DeclaredGroup:
         """True if inputs or outputs are quantized."""
         return self.activations is not None or self.static_int8
 
+    def meant_by(self, stored: StoredScheme) -> StoredScheme:
+        """Return a stored scheme as this group says it: a scale [n, 1] is one of each row, or of a group of all k."""
+        k = stored.shape[-1] if stored.shape else None
+        if stored.strategy != "channel" or k is None or self.group_size != k:
+            return stored
+        return replace(stored, strategy="group", group_size=k)
+
     def differs_from(self, stored: StoredScheme) -> str:
         """Return the difference to a stored scheme, or empty; a value that either side leaves open never differs."""
-        k = stored.shape[-1] if stored.shape else None
-        one_group = stored.strategy == "channel" and self.group_size == k  # both are a scale [n, 1]
+        stored = self.meant_by(stored)
         pairs = {
             "num_bits": (self.num_bits, stored.num_bits),
             "type": (self.kind, stored.kind),
-            "strategy": (self.strategy, "group" if one_group else stored.strategy),
-            "group_size": (self.group_size, self.group_size if one_group else stored.group_size),
+            "strategy": (self.strategy, stored.strategy),
+            "group_size": (self.group_size, stored.group_size),
             "symmetric": (self.symmetric, stored.symmetric),
             "format": (None if self.inherited else self.format, stored.format),
         }

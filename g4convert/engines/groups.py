@@ -103,6 +103,20 @@ def grouped_modules(contract: Contract, weights: Weights) -> Iterator[GroupedMod
                 yield GroupedModule(module, shard, group)
 
 
+def sizes_said_of_rows(weights: Weights) -> dict[str, int | None]:
+    """Return the group size that the config gives each module with one scale a row; None for strategy `channel`.
+
+    A config group that is wrong of one module is not asked about others.
+    """
+    wrong = {misfit.group for misfit in misfits_of_all(weights)}
+    said: dict[str, int | None] = {}
+    for contract in CONTRACTS.values():
+        for one in grouped_modules(contract, weights):
+            if weights.schemes[one.shard].strategy == "channel" and one.group.name not in wrong:
+                said.setdefault(one.shard, one.group.group_size)
+    return said
+
+
 def _torn_experts(contract: Contract, weights: Weights) -> Iterator[WrongScheme]:
     """Yield experts that engines stop at: their groups quantize activations, or give projections different schemes."""
     if not weights.groups:

@@ -8,6 +8,8 @@ from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.declared import Declared, declared_in
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule, StoredScheme, stored_scheme
+from g4convert.engines import CONTRACTS
+from g4convert.engines.groups import grouped_modules
 from g4convert.engines.limits import Packing
 from g4convert.engines.weights import Weights
 from g4convert.gemma4 import TABLES, Architecture, Role
@@ -88,7 +90,7 @@ def _stored_weights(contents: Contents, declared: Declared | None) -> Weights:
             joined += [module] if form.fused else []
         elif isinstance(form, TensorInfo) and len(form.shape) == _STACK:
             stacked.append(module)
-    return Weights(
+    weights = Weights(
         contents.architecture,
         shapes,
         roles,
@@ -100,3 +102,20 @@ def _stored_weights(contents: Contents, declared: Declared | None) -> Weights:
         groups={entry: group for group in groups for entry in group.targets},
         schemes=schemes,
     )
+    return replace(weights, packed={**weights.packed, **_single_groups(weights)})
+
+
+def _single_groups(weights: Weights) -> dict[str, Packing]:
+    """Return the packings of modules with a scale [n, 1] that the config calls a group: of all inputs, not of a row.
+
+    Engines take the size from the config, and GPUs share no group.
+    """
+    sizes = {group.group_size for group in weights.groups.values()}
+    if not any(one.strategy == "channel" and one.shape and one.shape[-1] in sizes for one in weights.schemes.values()):
+        return {}
+    found: dict[str, Packing] = {}
+    for contract in CONTRACTS.values():
+        for one in grouped_modules(contract, weights):
+            size = one.group.meant_by(weights.schemes[one.shard]).group_size
+            found.setdefault(one.shard, replace(weights.packed[one.shard], group_size=size))
+    return found

@@ -92,7 +92,8 @@ def _schemes(
         if module.packed is not None:
             group = matching.group_for(module) if matching else None
             shape = module.shape or stored_shape(checkpoint, module.packed)
-            found[module.stored] = stored_scheme(module.packed, shape, group.num_bits if group else None)
+            scheme = stored_scheme(module.packed, shape, group.num_bits if group else None)
+            found[module.stored] = group.meant_by(scheme) if group else scheme
     return found
 
 

@@ -22,6 +22,7 @@ from g4convert.checkpoint.files import part
 from g4convert.checkpoint.sections import section_in, section_of
 from g4convert.checkpoint.stored import stored_scheme
 from g4convert.conversion.writer import sync_directory
+from g4convert.engines.groups import sizes_said_of_rows
 from g4convert.engines.ignore import with_lists
 from g4convert.engines.limits import Packing
 from g4convert.engines.refused_formats import refuse_other_formats
@@ -231,17 +232,19 @@ def _packings(stored: StoredCheckpoint) -> dict[str, Packing]:
         name: stored_scheme(module, contents.expected[name].shape, said) for name, module in contents.packed.items()
     }
     sizes = {scheme.group_size for scheme in found.values() if scheme.group_size}
+    of_rows = sizes_said_of_rows(stored.weights)
     wrong: dict[str, str] = {}
     packings: dict[str, Packing] = {}
     for name, scheme in found.items():
-        k = contents.expected[name].shape[-1]
-        size = k if sizes == {k} and scheme.strategy == "channel" else scheme.group_size  # both are a scale [n, 1]
+        k, module = contents.expected[name].shape[-1], Name(name).module
         bits, per_row = scheme.num_bits, scheme.strategy == "channel"
+        one_group = per_row and of_rows.get(module, k if k in sizes else None) == k  # both are a scale [n, 1]
+        size = k if one_group else scheme.group_size
         known = scheme.format == "pack-quantized" and scheme.symmetric and not scheme.fault
         if bits not in _BITS or not known or not (per_row or (size and size % _STEP == 0)):
             wrong.setdefault(f"{scheme.label}{f': {scheme.fault}' if scheme.fault else ''}", name)
         else:
-            packings[str(Name(name).module)] = Packing(bits, size)
+            packings[module] = Packing(bits, size)
     if wrong:
         lines = [f"{name}: {label}" for label, name in wrong.items()]
         raise GateError("not packed as g4convert packs: int4 or int8, symmetric, pack-quantized", offenders=lines)

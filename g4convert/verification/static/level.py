@@ -166,7 +166,7 @@ def _read(
     if stored.declared is not None and stored.declared.groups:
         yield from _check_engines(stored, engines)
     if stored.contents.is_packed:
-        yield from fits_ranks(stored.contents, tp)
+        yield from fits_ranks(stored, tp)
 
 
 def _check_tensors(

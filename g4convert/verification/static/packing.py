@@ -171,18 +171,19 @@ def fused_experts(contents: Contents) -> Iterator[Finding]:
         yield Finding("static.experts", Severity.WARN, module.module, found, "one module for each expert", remedy)
 
 
-def fits_ranks(contents: Contents, ranks: Iterable[int]) -> Iterator[Finding]:
+def fits_ranks(stored: StoredCheckpoint, ranks: Iterable[int]) -> Iterator[Finding]:
     """Yield a finding for each number of GPUs in `ranks`: whether packed matrices split without tearing a group.
 
     Engines split `o_proj` and `down_proj` along k and the others along n, by whole attention heads.
     """
+    contents = stored.contents
     heads = contents.architecture.text.heads
     for count in ranks:
         misfits: defaultdict[str, int] = defaultdict(int)
         if heads % count:
             misfits[f"{heads} attention heads"] = 1
         for name, module in contents.packed.items():
-            if misfit := _misfit(name, module, contents, count):
+            if misfit := _misfit(name, module, stored, count):
                 misfits[misfit] += 1
         subject = f"tensor parallel {count}"
         if misfits:
@@ -193,16 +194,17 @@ def fits_ranks(contents: Contents, ranks: Iterable[int]) -> Iterator[Finding]:
             yield Finding("static.tensor_parallel", Severity.PASS, subject, "every packed matrix can be split", "")
 
 
-def _misfit(name: str, module: PackedModule, contents: Contents, count: int) -> str:
-    expected = contents.expected[name]
+def _misfit(name: str, module: PackedModule, stored: StoredCheckpoint, count: int) -> str:
+    expected = stored.contents.expected[name]
     if expected.role not in _SPLIT_ROLES or "weight_scale" not in module.parts:
         return ""
     n, k = expected.shape
     part = Name(name).module.last
     subject = f"experts' {part}" if expected.role is Role.EXPERTS else part
     groups = (module.parts["weight_scale"].shape or (1,))[-1]
-    if part in _SPLIT_ALONG_K and groups > 1 and groups % count:
-        return f"{subject}: {k} inputs in {groups} groups"
+    by_row = groups == 1 and stored.weights.packed[Name(name).module].group_size is None
+    if part in _SPLIT_ALONG_K and groups % count and not by_row:
+        return f"{subject}: {k} inputs in {groups} group{'s' * (groups != 1)}"
     if part in _SPLIT_ALONG_K and k % count:
         return f"{subject}: {k} inputs"
     return f"{subject}: {n} outputs" if part in _SPLIT_ALONG_N and n % count else ""

@@ -200,10 +200,10 @@ def projections_agree(contents: Contents, required: Collection[str]) -> Iterator
     remedy = "engines hold them as one matrix: pack all of them or none"
     for owner, names in _fused_groups(contents).items():
         stored = [name for name in names if name in contents.stored]
-        found = ((name, _form_of(contents.stored[name], contents.expected[name].shape[-1])) for name in stored)
-        forms = {name: form for name, form in found if form}
-        common = Counter(forms.values()).most_common(1)
-        odd = [f"{_last(name)} {form}" for name, form in forms.items() if form != common[0][0]]
+        found = ((name, _forms_of(contents.stored[name], contents.expected[name].shape[-1])) for name in stored)
+        forms = {name: possible for name, possible in found if possible}
+        common = Counter(form for possible in forms.values() for form in possible).most_common(1)
+        odd = [f"{_last(name)} {possible[0]}" for name, possible in forms.items() if common[0][0] not in possible]
         if odd:
             shared = any(contents.expected[name].role is Role.KV_SHARED for name in forms)
             code = "static.kv_shared" if shared else "static.fused"
@@ -237,18 +237,21 @@ def _last(name: str) -> str:
     return module.last if module.expert is None else f"{module.expert}.{module.last}"
 
 
-def _form_of(form: Form, k: int) -> str:
-    """Describe the form of a stored weight of k columns; empty if a packed weight's shapes do not show its form."""
+def _forms_of(form: Form, k: int) -> tuple[str, ...]:
+    """Describe the form of a stored weight of k columns; none if a packed weight's shapes do not show its form.
+
+    A scale [n, 1] has two: it may be one of each row, or of a group of all k.
+    """
     if isinstance(form, TensorInfo):
-        return "plain"
+        return ("plain",)
     words, scale = (form.parts.get(part) for part in ("weight_packed", "weight_scale"))
     if not (words and scale and words.shape and scale.shape and words.shape[:-1] == scale.shape[:-1]):
-        return ""
+        return ()
     groups = scale.shape[-1]
     if not groups:
-        return ""
-    size = "one scale per row" if groups == 1 else f"groups of {k / groups:g}"
-    return f"packed, int{words.shape[-1] * 32 / k:g}, {size}"
+        return ()
+    sizes = (*["one scale per row"] * (groups == 1), f"groups of {k / groups:g}")
+    return tuple(f"packed, int{words.shape[-1] * 32 / k:g}, {size}" for size in sizes)
 
 
 _CACHE_SCALES: Final = (".self_attn.k_scale", ".self_attn.v_scale", ".self_attn.q_scale")
