@@ -174,6 +174,7 @@ def test_light_commands_import_nothing_heavy(moe: Path, tmp_path: Path) -> None:
     """One process runs them one after the other, so that the first that does is the one that fails."""
     words = TensorInfo("model.layers.0.mlp.up_proj.weight_packed", DType.I32, (8, 1))
     packed = sparse.write(tmp_path / "packed", json.loads((moe / "config.json").read_text()), [words], {})
+    (packed / "tokenizer.json").unlink()
     commands = json.dumps([one.replace("MOE", str(moe)).replace("PACKED", str(packed)) for one in LIGHT])
     ran = subprocess.run([sys.executable, "-c", RUNS, commands], check=True, capture_output=True, text=True)
     *_, told = ran.stderr.splitlines()

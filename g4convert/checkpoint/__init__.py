@@ -8,6 +8,7 @@ hashes        Hashes whole weight files
 shards        Finds the weight files, and compares index and shards
 directory     Opens a checkpoint directory: config, tensors, byte ranges
 beside        Decides which files beside the weights are carried over
+needed        Tells which files engines need beside the weights
 record        Reads an output's g4convert.json
 output_names  Names the other files of an output that are not side files
 patterns      Matches names of files against `--carry` and `--leave`

@@ -157,13 +157,13 @@ def measure_answers(output: str | Path, reference: str | Path) -> NextStep:
     return NextStep(command, "measures how far its answers are from the original's; needs no engine")
 
 
-def serve_unless_refused(output: str, refused: Iterable["Verdict"], *, drafter: bool) -> NextStep:
-    """Return the command that serves an output in vLLM; an empty step if vLLM refuses it on one GPU."""
-    return (
-        _NO_STEP
-        if any(verdict.engine == "vllm" for verdict in refused)
-        else NextStep(serve_command(output, drafter=drafter))
-    )
+def serve_output(output: str) -> NextStep:
+    """Return the command that serves an output that was written just now; an empty step if no engine starts with it."""
+    from g4convert.api.check import check
+
+    found = check(output)
+    fails = found.report.exit_code(strict=False)
+    return _NO_STEP if fails else _serve_where_loaded(output, found.verdicts, drafter=found.is_drafter)
 
 
 def _serve_where_loaded(output: str, verdicts: Sequence["Verdict"], *, drafter: bool = False) -> NextStep:
@@ -174,21 +174,26 @@ def _serve_where_loaded(output: str, verdicts: Sequence["Verdict"], *, drafter: 
         verdicts: verdicts of the engines.
         drafter: whether the checkpoint is a drafter.
     """
-    gpus: dict[str, int] = {}
+    loaded: dict[str, Verdict] = {}
     for verdict in verdicts:
         if verdict.loads.value != "no":
-            gpus.setdefault(verdict.engine, verdict.tp)
-    if "vllm" in gpus:
-        split = f" --tensor-parallel-size {gpus['vllm']}" if gpus["vllm"] > 1 else ""
-        return NextStep(f"{serve_command(output, drafter=drafter)}{split}")
-    if "sglang" in gpus and not drafter:
-        split = f" --tp {gpus['sglang']}" if gpus["sglang"] > 1 else ""
-        caveats = (remark for verdict in verdicts if verdict.engine == "sglang" for remark in verdict.caveats)
-        dtype = " --dtype bfloat16" if any(remark.topic == "dtype" for remark in caveats) else ""
-        return NextStep(f"python -m sglang.launch_server --model-path {quote(output)}{split}{dtype}")
-    if "transformers" in gpus and not drafter:
+            loaded.setdefault(verdict.engine, verdict)
+    if vllm := loaded.get("vllm"):
+        split = f" --tensor-parallel-size {vllm.tp}" if vllm.tp > 1 else ""
+        return NextStep(f"{serve_command(output, drafter=drafter)}{split}{_engine_options(vllm)}")
+    if (sglang := loaded.get("sglang")) and not drafter:
+        split = f" --tp {sglang.tp}" if sglang.tp > 1 else ""
+        return NextStep(
+            f"python -m sglang.launch_server --model-path {quote(output)}{split}{_engine_options(sglang)}"
+        )
+    if "transformers" in loaded and not drafter:
         return NextStep(f'g4convert generate {quote(output)} -p "Why is the sky blue?"')
     return _NO_STEP
+
+
+def _engine_options(verdict: "Verdict") -> str:
+    """Return the options that an engine needs, each after a blank."""
+    return "".join(dict.fromkeys(f" {remark.option}" for remark in verdict.caveats if remark.option))
 
 
 def after_verify(report: "Report") -> NextStep:

@@ -181,9 +181,7 @@ def _choose_next_step(done: "Quantized", summary: "Summary") -> "NextStep":
     """Return the command that measures the answers of an output, or if they are measured, the one that serves it."""
     from g4convert.checkpoint.source import Source
     from g4convert.cli import next_steps
-    from g4convert.gemma4 import Role
 
-    drafter = any(row.role == Role.DRAFTER for row in summary.sizes)
     if summary.total.stats.groups and not (done.report and done.report.metrics.get("loss")):
         return next_steps.measure_answers(done.output, shlex.quote(Source.at(done.source).typed))
-    return next_steps.serve_unless_refused(str(done.output), done.refused, drafter=drafter)
+    return next_steps.serve_output(str(done.output))

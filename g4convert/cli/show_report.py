@@ -49,12 +49,14 @@ _LEAST_SHARE = 2
 """Least share of a loss, in percent, for which a module is listed without -v."""
 _EXPONENT_BELOW = 1e-3
 """Numbers below are written with an exponent."""
+_NOTED = "engines.files"
+"""Code of notes that are printed without -v, too."""
 _MAX_ROWS = 12
 """Largest number of findings of one severity that is printed without -v."""
 
 
 def print_report(out: "Console", report: Report, *, strict: bool, verbose: bool, verdicts: str = "") -> None:
-    """Print a report; passed checks and notes only with `verbose`.
+    """Print a report; passed checks and most notes only with `verbose`.
 
     Args:
         out: console that prints.
@@ -73,6 +75,9 @@ def print_report(out: "Console", report: Report, *, strict: bool, verbose: bool,
         if verdicts and severity is Severity.WARN and not verbose:
             findings = tuple(finding for finding in findings if finding.level != "engines")  # the table has them
         _print_findings(out, findings, severity, verbose=verbose)
+    if not verbose:
+        notes = [finding for finding in report.of(Severity.INFO) if finding.code == _NOTED]
+        _print_findings(out, notes, Severity.INFO, verbose=False)
     for comparison in TITLES:
         if comparison in report.metrics:
             _print_comparison(out, report, comparison, verbose=verbose)

@@ -7,6 +7,7 @@ import yaml
 
 from g4convert import __version__
 from g4convert.bounded import read_text
+from g4convert.checkpoint.needed import has_processor, has_tokenizer
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.result import ErrorRow, Summary, serve_command
 from g4convert.conversion.side_files import recipe_name
@@ -108,7 +109,11 @@ def _serving_lines(plan: Plan, output_name: str, refused: Iterable[Verdict]) -> 
     """Return the command that serves the output, or a line that vLLM does not load it."""
     if labels := [verdict.label for verdict in refused if verdict.engine == "vllm"]:
         return (f"{labels[0]} does not load it; `g4convert check {output_name}` says why.",)
-    return ("    " + serve_command(output_name, drafter=plan.architecture.is_assistant),)
+    drafter, names = plan.architecture.is_assistant, plan.beside.side
+    if not drafter and not has_tokenizer(names):
+        return ("It has no tokenizer, which engines need to start: copy that of the original.",)
+    words_alone = not drafter and plan.architecture.is_composite and not has_processor(names)
+    return (f"    {serve_command(output_name, drafter=drafter)}{' --language-model-only' * words_alone}",)
 
 
 def _cost_section(summary: Summary) -> Iterable[str]:

@@ -112,6 +112,7 @@ class Remark:
         reason: the fact.
         ways: alternative ways to mend it.
         role: role of the weights; None for the whole checkpoint, or if it is unknown.
+        option: option of the engine's command that mends it; empty without one.
     """
 
     topic: Topic
@@ -119,6 +120,7 @@ class Remark:
     reason: Reason
     ways: tuple[Remedy, ...] = ()
     role: Role | None = None
+    option: str = ""
 
     @property
     def may_be_lifted(self) -> bool:

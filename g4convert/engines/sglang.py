@@ -242,7 +242,7 @@ _POOLED: Final = Reason(
 def _caveats(architecture: Architecture) -> Iterator[Remark]:
     """Yield a remark on a vision tower in float16: vLLM and transformers scale pooled values in float32."""
     if architecture.dtype is DType.F16 and isinstance(architecture.vision, VisionTower):
-        yield Remark(Topic.DTYPE, "vision_tower", _POOLED, (_BFLOAT16,), Role.VISION_TOWER)
+        yield Remark(Topic.DTYPE, "vision_tower", _POOLED, (_BFLOAT16,), Role.VISION_TOWER, "--dtype bfloat16")
 
 
 CONTRACT: Final = Contract(

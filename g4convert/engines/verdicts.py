@@ -278,4 +278,4 @@ class _Split:
 def _expert_parallel(torn: Remark) -> Remark:
     """Return a remark that names the flag to pass because experts do not fit when split."""
     reason = replace(torn.reason, text=f"needs {EXPERT_PARALLEL}, which leaves experts whole: {torn.reason.text}")
-    return Remark(Topic.FLAG, torn.subject, reason, role=torn.role)
+    return Remark(Topic.FLAG, torn.subject, reason, role=torn.role, option=EXPERT_PARALLEL.strip("`"))

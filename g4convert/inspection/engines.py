@@ -3,6 +3,7 @@
     check_stored   names, shapes, dtypes, config: faults of the checkpoint itself
     spare_values   the values of a tied head that is stored, and of biases that no Linear has
     weight_files   names of weight files that an engine does not look for
+    needed_files   a tokenizer, a processor, a chat template that is missing
     verdicts       each engine and number of GPUs: loads, loads with a caveat, or does not load
 
 A finding of `check_stored` that breaks an engine becomes a reason of its verdict: a config group that differs from the
@@ -30,6 +31,7 @@ from g4convert.gemma4 import Architecture, droppable, is_drafter
 from g4convert.inspection.drafter import paired
 from g4convert.inspection.file_faults import FileFault
 from g4convert.inspection.fix import CURABLE, is_fixable
+from g4convert.inspection.needed_files import missing_files, missing_template
 from g4convert.inspection.spare import spare_values
 from g4convert.inspection.weight_files import weights_as_read
 from g4convert.report import Detail, Finding, Report, Severity
@@ -138,8 +140,10 @@ def check(asked: CheckRequest) -> Checked:
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
     static = tuple(check_stored(stored, tp=(), engines=asked.required))
     static += tuple(spare_values(stored))
-    faults = tuple(one for one in weights_as_read(out) if not set(one.engines).isdisjoint(asked.judged))
-    static += tuple(one.finding(asked.required) for one in faults)
+    architecture = stored.contents.architecture
+    faults = (*weights_as_read(out), *missing_files(out, architecture))
+    faults = tuple(one for one in faults if not set(one.engines).isdisjoint(asked.judged))
+    static += (*(one.finding(asked.required) for one in faults), *missing_template(out, architecture))
     found = tuple(_with_files(one, faults) for one in _verdicts(stored, asked, static))
     fixable = is_fixable(stored, static, asked.required)
     if fixable:

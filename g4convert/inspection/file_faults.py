@@ -9,7 +9,7 @@ from g4convert.engines.reason import Reason
 from g4convert.engines.remarks import Remark, Remedy, Topic
 from g4convert.report import Finding, Severity
 
-_CODE: Final = "engines.files"
+CODE: Final = "engines.files"
 _HARMLESS: Final = {Topic.FLAG, Topic.NAMES}
 
 
@@ -23,6 +23,7 @@ class FileFault:
         found: the fault.
         remedy: step that mends it.
         topic: `FLAG` or `NAMES` where the engines load the checkpoint nevertheless.
+        option: the option with which they do, for `FLAG`.
     """
 
     engines: tuple[str, ...]
@@ -30,6 +31,7 @@ class FileFault:
     found: str
     remedy: str
     topic: Topic = Topic.FILES
+    option: str = ""
 
     @property
     def is_harmless(self) -> bool:
@@ -39,11 +41,11 @@ class FileFault:
     @property
     def remark(self) -> Remark:
         """The fault as a remark on one of its engines."""
-        return Remark(self.topic, self.subject, Reason(self.found), (Remedy(self.remedy),))
+        return Remark(self.topic, self.subject, Reason(self.found), (Remedy(self.remedy),), option=self.option)
 
     def finding(self, required: Collection[str]) -> Finding:
         """Return the fault as a finding, which fails if it keeps a required engine from loading the checkpoint."""
         names = ", ".join(CONTRACTS[engine].title for engine in self.engines)
         fails = not self.is_harmless and not set(self.engines).isdisjoint(required)
         severity = Severity.FAIL if fails else Severity.WARN
-        return Finding(_CODE, severity, self.subject, f"{self.found} ({names})", "", self.remedy)
+        return Finding(CODE, severity, self.subject, f"{self.found} ({names})", "", self.remedy)

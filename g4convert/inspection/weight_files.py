@@ -43,7 +43,7 @@ def weights_as_read(out: Checkpoint) -> Iterator[FileFault]:
         yield from _consolidated(out, consolidated)
     if inner:
         stops = ("vllm", "sglang") if len(inner) == len(out.weight_files) else ("vllm",)
-        yield FileFault(stops, abbreviate(inner), f"{_IN_FOLDER}, and the start ends", _MOVE)
+        yield FileFault(stops, abbreviate(inner), f"{_IN_FOLDER}, so it does not start", _MOVE)
     if inner and len(inner) < len(out.weight_files):
         yield FileFault(("sglang",), abbreviate(inner), f"{_IN_FOLDER}: {CONTRACTS['sglang'].on_missing}", _MOVE)
     if not os.path.lexists(out.path / INDEX):

@@ -1,11 +1,11 @@
 """Warnings of a plan: things a user should know and can act on. None of them makes the output wrong."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from g4convert.checkpoint.beside import PROCESSORS
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, summarize_names
+from g4convert.checkpoint.needed import has_chat_template, has_processor, has_tokenizer
 from g4convert.checkpoint.sections import sections_of
 from g4convert.checkpoint.tokens import tokens_beyond
 from g4convert.gemma4 import Architecture, Inventory, Role
@@ -13,6 +13,7 @@ from g4convert.planning.recipe import Recipe
 
 _MAX_NAMED: Final = 12
 """Largest number of files that a remark names."""
+_COPY: Final = "copy that of the model it was made from"
 DRAFTER_KEPT = "a drafter is small and wrong guesses cost speed; `assistant: pack` packs it"
 
 
@@ -35,9 +36,9 @@ def find_remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -
         yield "vision_tower is packed: SGLang and image quality are untested ground"
     if recipe.layout != "text-only" and (missing := inventory.missing_limits):
         yield f"{missing} limits of the towers' inputs and outputs are not in the source: nothing is clipped there"
-    yield from _find_missing_files(
-        checkpoint.side_files, inventory.architecture, text_only=recipe.layout == "text-only"
-    )
+    if not inventory.architecture.is_assistant:  # a drafter uses its target's files
+        media = inventory.architecture.is_composite and recipe.layout != "text-only"
+        yield from _find_missing_files(checkpoint, media=media)
     rows = inventory.architecture.text.vocab_size
     if not inventory.architecture.is_assistant and (beyond := tokens_beyond(checkpoint.path, rows)):
         yield (
@@ -50,18 +51,21 @@ def find_remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -
         yield f"perhaps private and left behind: {named}{_count_unnamed(left)}"
 
 
-def _find_missing_files(side_files: Collection[str], architecture: Architecture, *, text_only: bool) -> Iterator[str]:
-    """Yield a remark on each kind of file that engines need beside the weights and that the source lacks.
+def _find_missing_files(checkpoint: Checkpoint, *, media: bool) -> Iterator[str]:
+    """Yield a remark on each kind of file that engines need beside the weights and that the output will lack.
 
-    A directory with nothing beside its weights is no model to serve, and gets none. A drafter uses its target's files.
+    Args:
+        checkpoint: the source.
+        media: whether engines take the output for a model of pictures and sound.
     """
-    if architecture.is_assistant or not side_files:
-        return
-    if {"tokenizer.json", "tokenizer.model"}.isdisjoint(side_files):
-        yield "no tokenizer.json: an engine needs one beside the output; copy that of the model it was made from"
-    takes = "pictures" if architecture.has_vision else "sound" if architecture.has_audio else ""
-    if takes and not text_only and not any(one in side_files for one in PROCESSORS):
-        yield f"no processor_config.json: engines need it to take {takes}; copy that of the model it was made from"
+    names = checkpoint.side_files
+    if not has_tokenizer(names):
+        yield f"no tokenizer.json: vLLM and SGLang do not start without it; {_COPY}"
+    if media and not has_processor(names):
+        starts = "SGLang does not start without it, vLLM with `--language-model-only` alone"
+        yield f"no processor_config.json: {starts}; {_COPY}"
+    if has_tokenizer(names) and not has_chat_template(checkpoint.path, names):
+        yield f"no chat template: engines refuse requests to chat; if the model was trained to chat, {_COPY}"
 
 
 def _count_unnamed(names: Sequence[object]) -> str:

@@ -11,6 +11,7 @@ from helpers.conversions import quantized, stored
 from helpers.grids import two_when_quick
 from helpers.rewriting import rewritten
 from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InputError
@@ -69,9 +70,9 @@ def test_json_that_no_engine_reads_may_be_anything(dense: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("gone", "said"),
     [
-        ("tokenizer.json", ["no tokenizer.json: an engine needs one"]),
-        ("processor_config.json", ["no processor_config.json: engines need it to take pictures"]),
-        ("chat_template.jinja", []),
+        ("tokenizer.json", ["no tokenizer.json: vLLM and SGLang do not start without it"]),
+        ("processor_config.json", ["no processor_config.json: SGLang does not start without it"]),
+        ("chat_template.jinja", ["no chat template: engines refuse requests to chat"]),
     ],
 )
 def test_files_that_engines_need_are_missed(gone: str, said: list[str], dense: Path, tmp_path: Path) -> None:
@@ -79,6 +80,34 @@ def test_files_that_engines_need_are_missed(gone: str, said: list[str], dense: P
     (source / gone).unlink()
     found = make_plan(Checkpoint.open(source), load_recipe().recipe).warnings
     assert [line[: len(start)] for line, start in zip(found, said, strict=True)] == said
+    text = make_plan(Checkpoint.open(source), load_recipe(options={"layout": "text-only"}).recipe).warnings
+    assert bool(text) == (gone != "processor_config.json")
+
+
+def test_a_chat_template_may_be_in_the_config_of_the_tokenizer(dense: Path, tmp_path: Path) -> None:
+    source = rewritten(dense, tmp_path / "source", same)
+    template = (source / "chat_template.jinja").read_text()
+    (source / "chat_template.jinja").unlink()
+    config = source / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
+    assert AutoTokenizer.from_pretrained(source).chat_template == template
+    assert make_plan(Checkpoint.open(source), load_recipe().recipe).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("tokenizer.json", "It has no tokenizer"),
+        ("processor_config.json", "    vllm serve out --language-model-only\n"),
+        ("chat_template.jinja", "    vllm serve out\n"),
+    ],
+)
+def test_the_card_serves_what_can_be_served(gone: str, said: str, dense: Path, tmp_path: Path) -> None:
+    source = rewritten(dense, tmp_path / "source", same)
+    (source / gone).unlink()
+    quantized(source, tmp_path / "out")
+    assert said in (tmp_path / "out/README.md").read_text()
+    assert not verify(Request(tmp_path / "out", source, Level.STATIC)).of(Severity.WARN)
 
 
 # ---- config

@@ -46,6 +46,7 @@ def copied(good: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
     def get(size: str, change: Callable[[Config], object] = lambda _: None) -> Path:
         source, directory = good(size), tmp_path / size
         directory.mkdir()
+        sparse.stand_ins(directory)
         (directory / "model.safetensors").hardlink_to(source / "model.safetensors")
         config = read(source)
         change(config)

@@ -17,6 +17,9 @@ from g4convert.planning.weights import make_planned_weights
 from g4convert.tensors import TensorInfo
 from helpers.released_configs import stored
 
+BESIDE = ("chat_template.jinja", "processor_config.json", "tokenizer.json")
+"""Files that engines need beside the weights, by name alone."""
+
 
 def opened(config: Mapping[str, Any], tensors: Iterable[TensorInfo] | None = None) -> Checkpoint:
     """A checkpoint of one file as if it had been opened; by default every tensor the config implies."""
@@ -26,7 +29,7 @@ def opened(config: Mapping[str, Any], tensors: Iterable[TensorInfo] | None = Non
     for info in tensors:
         places[info.name] = StoredTensor(info, "model.safetensors", position)
         position += info.nbytes
-    return Checkpoint(Path("model"), config, b"", places, (), Beside((), (), ()))
+    return Checkpoint(Path("model"), config, b"", places, (), Beside(BESIDE, (), ()))
 
 
 def planned(config: Mapping[str, Any], recipe: str = "w4a16-g32", **options: object) -> Plan:

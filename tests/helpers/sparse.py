@@ -43,7 +43,7 @@ def shapes_of(plan: Plan) -> dict[str, bytes]:
 
 
 def write(directory: Path, config: Mapping[str, Any], tensors: Iterable[TensorInfo], values: Values) -> Path:
-    """A checkpoint of one file.
+    """A checkpoint of one file, with stand-ins for the files that engines need beside it.
 
     Args:
         directory: to be made.
@@ -52,6 +52,7 @@ def write(directory: Path, config: Mapping[str, Any], tensors: Iterable[TensorIn
         values: bytes of some; the others are 0.
     """
     directory.mkdir(parents=True)
+    stand_ins(directory)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     table, end = {}, 0
     for info in tensors:
@@ -65,6 +66,13 @@ def write(directory: Path, config: Mapping[str, Any], tensors: Iterable[TensorIn
             file.seek(8 + len(header) + table[name]["data_offsets"][0])
             file.write(values[name])
     return directory
+
+
+def stand_ins(directory: Path) -> None:
+    """Write files in the place of those that engines need beside the weights."""
+    for name in ("tokenizer.json", "processor_config.json"):
+        (directory / name).write_text("{}")
+    (directory / "chat_template.jinja").write_text("")
 
 
 def write_plan(directory: Path, plan: Plan, config: Mapping[str, Any]) -> Path:
