@@ -29,6 +29,8 @@ _NO_INDEX: Final = (
 )
 _UNFINISHED: Final = (".aria2", ".crdownload", ".download", ".incomplete", ".part")
 SINGLE: Final = "model.safetensors"
+CONSOLIDATED: Final = "consolidated*.safetensors"
+"""Names of the files that vLLM reads in place of all others."""
 _SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 

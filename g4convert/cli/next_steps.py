@@ -183,9 +183,7 @@ def _serve_where_loaded(output: str, verdicts: Sequence["Verdict"], *, drafter: 
         return NextStep(f"{serve_command(output, drafter=drafter)}{split}{_engine_options(vllm)}")
     if (sglang := loaded.get("sglang")) and not drafter:
         split = f" --tp {sglang.tp}" if sglang.tp > 1 else ""
-        return NextStep(
-            f"python -m sglang.launch_server --model-path {quote(output)}{split}{_engine_options(sglang)}"
-        )
+        return NextStep(f"python -m sglang.launch_server --model-path {quote(output)}{split}{_engine_options(sglang)}")
     if "transformers" in loaded and not drafter:
         return NextStep(f'g4convert generate {quote(output)} -p "Why is the sky blue?"')
     return _NO_STEP

@@ -121,9 +121,8 @@ def _summarize_verdicts(verdicts: Iterable[Verdict]) -> str:
         sizes = sizes_by_name.setdefault(verdict.name, [])
         if verdict.loads is not Loads.NO:
             sizes.append("" if verdict.engine == "transformers" else str(verdict.tp))
-    loading = [
-        f"{name} ({', '.join(sizes)} GPUs)" if any(sizes) else name for name, sizes in sizes_by_name.items() if sizes
-    ]
+    gpus = {name: f"{', '.join(sizes)} GPU{'' if sizes == ['1'] else 's'}" for name, sizes in sizes_by_name.items()}
+    loading = [f"{name} ({gpus[name]})" if any(sizes) else name for name, sizes in sizes_by_name.items() if sizes]
     refusing = [name for name, sizes in sizes_by_name.items() if not sizes]
     clauses = (("loads in", loading), ("not for", refusing))
     return "; ".join(f"{verb} {', '.join(names)}" for verb, names in clauses if names)

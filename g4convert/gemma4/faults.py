@@ -13,7 +13,7 @@ from g4convert.gemma4.diagnosis import Neighbours, refuse_adapters, refuse_quant
 from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.matching import Match, Schema, match_source
 from g4convert.gemma4.schema import ExtraKind
-from g4convert.gemma4.shape_causes import cut_shapes, padded_routers, turned_shapes
+from g4convert.gemma4.shape_causes import Pair, cut_shapes, padded_routers, turned_shapes, uneven_mlps
 from g4convert.gemma4.wrong_keys import fitting_remedy
 from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
@@ -64,6 +64,7 @@ def raise_faults(matched: MatchedTensors) -> None:
             or _config_remedy(matched)
             or (padded_routers({one.name: pair for one, pair in zip(faults, shapes, strict=False)}) if shapes else "")
             or (cut_shapes(shapes) if shapes and _are_everywhere(faults, matched) else "")
+            or (uneven_mlps(_canonical_pairs(faults, matched, shapes)) if shapes else "")
             or spare(faults, matched.match.schema)
             or _LOOK,
         )
@@ -80,6 +81,12 @@ def _shape_pairs(
         return ()
     names = {source: name for name, sources in matched.match.sources.items() for source in sources}
     return tuple((matched.tensors[one.name].shape, _shapes(matched.match.schema, names[one.name])) for one in faults)
+
+
+def _canonical_pairs(faults: Iterable[TensorFault], matched: MatchedTensors, shapes: Iterable[Pair]) -> dict[str, Pair]:
+    """Return the pairs of `_shape_pairs` by canonical name."""
+    names = {source: name for name, sources in matched.match.sources.items() for source in sources}
+    return {names[one.name]: pair for one, pair in zip(faults, shapes, strict=True)}
 
 
 def _are_everywhere(faults: Iterable[TensorFault], matched: MatchedTensors) -> bool:

@@ -4,8 +4,10 @@ no tensor has a value                    parts that training scattered were not 
 the last two axes are swapped            a merge or an export transposed them
 each is the same fraction of its tensor  one rank's part of a model that was cut in several
 routers alone have more rows             training on several ranks padded them to a multiple
+MLPs alone have other widths             pruning left each layer its own
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 Shape = tuple[int, ...]
@@ -14,6 +16,7 @@ Pair = tuple[Shape, Sequence[Shape]]
 
 _MATRIX = 2  # dimensions
 _SEVERAL = 3  # this many tensors cut alike are no accident
+_MLP = re.compile(r"(.*\.layers\.\d+\.mlp\.)(gate|up|down)_proj\.weight")
 
 
 def turned_shapes(pairs: Iterable[Pair]) -> str:
@@ -65,6 +68,37 @@ def padded_routers(named: Mapping[str, Pair]) -> str:
     return (
         f"routers of {rows.pop()} rows for {count} experts, as training on several ranks pads them: keep the first "
         f"{count} rows of each of these"
+    )
+
+
+def uneven_mlps(named: Mapping[str, Pair]) -> str:
+    """Return the remedy for layers whose MLPs have widths of their own; empty if anything else has a wrong shape.
+
+    Args:
+        named: shape of each tensor of a wrong shape, and the shapes that it may have, by canonical name.
+    """
+    widths: dict[str, set[tuple[int, int]]] = {}
+    for name, (actual, expected) in named.items():
+        match = _MLP.fullmatch(name)
+        if match is None or len(actual) != _MATRIX:
+            return ""
+        rows = match[2] != "down"
+        kept, width = (actual[1], actual[0]) if rows else actual
+        wanted, whole = (expected[0][1], expected[0][0]) if rows else expected[0]
+        if kept != wanted:
+            return ""
+        widths.setdefault(match[1], set()).add((width, whole))
+    if not widths or any(len(of) != 1 for of in widths.values()):
+        return ""
+    pairs = {pair for of in widths.values() for pair in of}
+    why = "these layers have MLPs of widths of their own, as pruning leaves them, and no engine builds such a model"
+    if any(width > whole for width, whole in pairs):
+        return f"{why}: take the model that was pruned"
+    wholes = {whole for _, whole in pairs}
+    to = "the width of config.json" if len(wholes) > 1 else str(wholes.pop())
+    return (
+        f"{why}: widen them to {to}, with rows of zeros in gate_proj and up_proj and columns of zeros in down_proj, "
+        "which changes no answer; or take the model that was pruned"
     )
 
 

@@ -18,14 +18,13 @@ from typing import Final
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.header import read_header
-from g4convert.checkpoint.shards import INDEX, SINGLE, abbreviate
+from g4convert.checkpoint.shards import CONSOLIDATED, INDEX, SINGLE, abbreviate
 from g4convert.engines import CONTRACTS
 from g4convert.engines.remarks import Topic
 from g4convert.errors import InputError
 from g4convert.inspection.file_faults import FileFault
 from g4convert.tensors import TensorInfo
 
-_CONSOLIDATED: Final = "consolidated*.safetensors"
 _OF_MISTRAL: Final = ("consolidated.safetensors", SINGLE)
 """Two files without an index, of which SGLang reads the second alone."""
 _DELETE: Final = "delete it, or move it out of the directory"
@@ -38,7 +37,7 @@ def weights_as_read(out: Checkpoint) -> Iterator[FileFault]:
     """Yield a fault for weight files that an engine does not read, and for other files that it reads as weights."""
     yield from _transformers(out)
     inner = [name for name in out.weight_files if "/" in name]
-    consolidated = sorted(path.relative_to(out.path).as_posix() for path in out.path.rglob(_CONSOLIDATED))
+    consolidated = sorted(path.relative_to(out.path).as_posix() for path in out.path.rglob(CONSOLIDATED))
     if consolidated and not inner:
         yield from _consolidated(out, consolidated)
     if inner:

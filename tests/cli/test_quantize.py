@@ -214,6 +214,8 @@ def test_check_says_for_which_engines_it_passes(dense: Path, moe: Path, g4conver
         assert lines[-2].startswith(f"next: g4convert verify {out} --reference "), lines[-2]
         assert lines[-2].endswith("  # skip if it has passed")
         assert lines[-1] == f"then, if it passes: {following} {out}"
+    one = checked(tmp_path / dense.name, "--engine", "sglang", "--tp", 1)
+    assert any(line.endswith(": loads in SGLang (1 GPU)") for line in one)
     refused = checked(tmp_path / moe.name, "--engine", "sglang")
     assert "next:" not in refused[-1]
     assert checked(dense)[-1] == f"next: g4convert plan {dense}  # shows what quantization would make of it"

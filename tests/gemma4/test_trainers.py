@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from helpers.conversions import stored
 from helpers.grids import two_when_quick
 from helpers.program import Program, Ran, g4convert
 from helpers.ranked import ranked
@@ -192,3 +193,65 @@ def test_padded_routers_are_cut(parts: tuple[str, ...], moe: Path, tmp_path: Pat
 def test_a_router_of_fewer_rows_is_not_padded(moe: Path, tmp_path: Path, g4convert: Program) -> None:
     source = rewritten(moe, tmp_path / "short", lambda t: {n: w[:8] if "router.proj" in n else w for n, w in t.items()})
     assert "pads them" not in hint(g4convert("plan", source))
+
+
+def narrowed(layer: int, width: int) -> Callable[[Tensors], Tensors]:
+    """Returns what cuts the MLP of a layer, as pruning does."""
+    mlp = f"layers.{layer}.mlp."
+
+    def change(tensors: Tensors) -> Tensors:
+        return {
+            name: (one[:, :width] if "down_proj" in name else one[:width]) if f"language_model.{mlp}" in name else one
+            for name, one in tensors.items()
+        }
+
+    return change
+
+
+def widened(width: int) -> Callable[[Tensors], Tensors]:
+    """Returns what follows the remedy."""
+
+    def change(tensors: Tensors) -> Tensors:
+        found = {}
+        for name, one in tensors.items():
+            axis = 1 if "down_proj" in name else 0
+            missing = width - one.shape[axis] if "language_model.layers." in name and ".mlp." in name else 0
+            found[name] = torch.cat(
+                [one, one.new_zeros((one.shape[0], missing) if axis else (missing, *one.shape[1:]))], axis
+            )
+        return found
+
+    return change
+
+
+def test_mlps_of_other_widths_are_widened(dense: Path, tmp_path: Path, g4convert: Program) -> None:
+    """As pruning by layers leaves them: no config says more than one width, and zeros change no answer."""
+    source = rewritten(dense, tmp_path / "pruned", narrowed(1, 192))
+    assert hint(g4convert("plan", source)).startswith(
+        "these layers have MLPs of widths of their own, as pruning leaves them, and no engine builds such a model: "
+        "widen them to 256, with rows of zeros in gate_proj and up_proj and columns of zeros in down_proj"
+    )
+    wide = rewritten(source, tmp_path / "wide", widened(256))
+    assert g4convert("plan", wide).status == 0
+    up, gate, down = (
+        stored(wide)[f"model.language_model.layers.1.mlp.{one}_proj.weight"] for one in ("up", "gate", "down")
+    )
+    x = torch.randn(3, up.shape[1])
+    first, whole = (
+        torch.nn.functional.gelu(x @ g.float().T) * (x @ u.float().T) @ d.float().T
+        for g, u, d in ((gate[:192], up[:192], down[:, :192]), (gate, up, down))
+    )
+    assert torch.allclose(first, whole)
+
+
+def test_other_shapes_beside_those_of_an_mlp_are_no_pruning(dense: Path, tmp_path: Path, g4convert: Program) -> None:
+    norm = "model.language_model.norm.weight"
+    source = rewritten(dense, tmp_path / "m", lambda t: narrowed(1, 192)(t) | {norm: torch.zeros(3)})
+    assert "pruning" not in hint(g4convert("plan", source))
+
+
+def test_an_mlp_that_is_wider_than_the_others_is_not_cut(dense: Path, tmp_path: Path, g4convert: Program) -> None:
+    source = rewritten(
+        dense, tmp_path / "m", lambda t: {n: widened(512)({n: w})[n] if ".1.mlp." in n else w for n, w in t.items()}
+    )
+    assert hint(g4convert("plan", source)).endswith("no engine builds such a model: take the model that was pruned")

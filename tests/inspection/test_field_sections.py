@@ -124,6 +124,23 @@ def test_keys_beside_the_packing_are_read_as_engines_read_them(case: str, dense_
         assert set(loads(checked(out)).values()) == {Loads.YES}
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"type": "int"}, "num_bits 8, type 'int'"),
+        ({"num_bits": 4}, "num_bits 4, type 'float'"),
+        ({"strategy": "channel"}, "strategy 'channel'"),
+        ({"symmetric": False}, "symmetric false"),
+    ],
+)
+def test_the_part_of_a_cache_that_stops_vllm_is_named(
+    other: dict[str, Any], said: str, dense_out: Path, tmp_path: Path
+) -> None:
+    found = checked(with_section(dense_out, tmp_path / "out", kv_cache_scheme=CACHE | other)).report.findings
+    (told,) = (one for one in found if one.subject == "kv_cache_scheme: form")
+    assert told.found == f"{said}, at which vLLM 0.33 stops"
+
+
 def reads_section(said: dict[str, Any]) -> bool:
     """Return whether the class that transformers reads a section with takes it."""
     try:

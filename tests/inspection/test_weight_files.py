@@ -158,6 +158,43 @@ def test_what_is_not_asked_for_is_not_told(dense_out: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("adapter_config.json", "settings of an adapter, which transformers applies if PEFT is installed"),
+        ("old/adapter_config.json", "settings of an adapter, which no engine reads"),
+        ("hf_quant_config.json", "settings of another quantizer, which no engine reads"),
+        ("quantize_config.json", "settings of another quantizer, which no engine reads"),
+        ("trainer_state.json", "a file of a training run or another program, which no engine reads"),
+        ("checkpoint-5/model.safetensors", "a file of a training run or another program, which no engine reads"),
+        ("pytorch_model.bin", "weights that are no part of the checkpoint, which no engine reads"),
+        ("old/model.safetensors", "weights that are no part of the checkpoint, which no engine reads"),
+        (
+            "more.safetensors",
+            f"weights that are no part of the checkpoint, which vLLM and SGLang read too, as there is no {INDEX}",
+        ),
+        ("adapter_model.safetensors", f"weights of an adapter, which vLLM and SGLang read too, as there is no {INDEX}"),
+        (
+            CONSOLIDATED,
+            "weights that are no part of the checkpoint, which vLLM reads in place of all others, for its name",
+        ),
+    ],
+)
+def test_a_file_too_many_is_called_what_it_is(name: str, said: str, dense_out: Path, tmp_path: Path) -> None:
+    directory = rewritten(dense_out, tmp_path / "out", same)
+    (directory / name).parent.mkdir(exist_ok=True)
+    (directory / name).write_text("{}")
+    (told,) = (one for one in checked(directory).report.findings if one.code == "static.stray")
+    assert (told.subject, told.found, told.remedy) == (name, said, "delete it")
+
+
+def test_settings_of_a_quantizer_count_where_the_config_has_none(dense: Path, tmp_path: Path) -> None:
+    directory = rewritten(dense, tmp_path / "plain", same)
+    (directory / "hf_quant_config.json").write_text("{}")
+    (told,) = (one for one in checked(directory).report.findings if one.code == "static.stray")
+    assert told.found == "settings of another quantizer, which vLLM and SGLang follow"
+
+
+@pytest.mark.parametrize(
     ("change", "mend"),
     [
         (one_file("pytorch_model.safetensors"), "rename it to model.safetensors"),

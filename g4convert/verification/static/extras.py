@@ -19,7 +19,7 @@ HINDERED: Final[Mapping[str, Collection[str]]] = {
     "global_compression_ratio": ("transformers",),
     "kv_cache_scheme": _ALL,
     "kv_cache_scheme: arguments": ("transformers",),
-    "kv_cache_scheme: FP8": ("vllm",),
+    "kv_cache_scheme: form": ("vllm",),
 }
 """Engines that fail, by the subject of the fault."""
 
@@ -62,19 +62,26 @@ def _is_number(value: object) -> bool:
 def _check_cache(cache: object) -> Iterator[tuple[str, str, str]]:
     """Yield what is wrong with `kv_cache_scheme`.
 
-    transformers reads it with compressed-tensors' class. vLLM 0.33 takes FP8 alone (`compressed_tensors.py:1103`), and
-    SGLang 0.5.23 leaves any other scheme out.
+    transformers reads it with compressed-tensors' class. vLLM 0.33 takes FP8 alone (`compressed_tensors.py:1117`),
+    with one scale for each tensor or head (:1129), and symmetric; SGLang 0.5.23 leaves any other scheme out.
     """
     if not isinstance(cache, Mapping):
         yield "kv_cache_scheme", f"{short(cache)}: no engine starts with it", "a scheme that is written out, or null"
         return
     if faults := [*refusal_reasons(cache), *type_faults(cache)]:
         yield "kv_cache_scheme: arguments", f"{faults[0]}: transformers stops", "arguments of compressed-tensors"
-    is_fp8 = cache.get("type") == "float" and cache.get("num_bits") == 8
-    shared = any(cache.get("strategy") == one for one in ("tensor", "attn_head"))
-    if not (is_fp8 and shared and cache.get("symmetric")):
+    if why := _cache_misfit(cache):
         expected = "num_bits 8, type float, strategy tensor or attn_head, symmetric"
-        yield "kv_cache_scheme: FP8", f"{short(dict(cache))}: vLLM 0.33 stops at caches that are not FP8", expected
+        yield "kv_cache_scheme: form", f"{why}, at which vLLM 0.33 stops", expected
+
+
+def _cache_misfit(cache: Mapping[str, Any]) -> str:
+    """Return the part of a cache's scheme that vLLM does not take; empty if it takes the scheme."""
+    if cache.get("type") != "float" or cache.get("num_bits") != 8:
+        return f"num_bits {short(cache.get('num_bits'))}, type {short(cache.get('type'))}"
+    if not any(cache.get("strategy") == one for one in ("tensor", "attn_head")):
+        return f"strategy {short(cache.get('strategy'))}"
+    return "" if cache.get("symmetric") else f"symmetric {short(cache.get('symmetric'))}"
 
 
 def _transforms_inputs(transforms: Mapping[str, Any]) -> bool:

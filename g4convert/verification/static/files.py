@@ -10,10 +10,11 @@ from typing import Final
 from g4convert.checkpoint.beside import READ_BY_ENGINES, unreadable
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
+from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, is_leftover, is_read_by_loaders
 from g4convert.checkpoint.output_names import CARRIED_README, JOURNALS, README
 from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.checkpoint.record import RECORD, record
-from g4convert.checkpoint.shards import INDEX
+from g4convert.checkpoint.shards import CONSOLIDATED, INDEX
 from g4convert.checkpoint.tokens import tokens_beyond
 from g4convert.errors import InputError
 from g4convert.gemma4 import is_drafter
@@ -24,6 +25,9 @@ _UNREAD: Final = ("*.md", ".gitattributes", ".gitignore", "LICENSE*", "*.png", "
 """Files that no program reads when it loads a model; other writers may replace them."""
 _NEEDED: Final = READ_BY_ENGINES - {"generation_config.json"}
 """Files that stop engines if they cannot be read; vLLM 0.33 and SGLang 0.5.23 give a drafter those of its target."""
+_MODELOPT: Final = "hf_quant_config.json"
+"""Settings that vLLM (transformers_utils/config.py:957) and SGLang (configs/model_config.py:1815) follow if config.json
+has none."""
 _RESTORE: Final = "copy it from the model that this one was made from"
 _COPY: Final = "copy it from the source again"
 
@@ -58,8 +62,27 @@ def loose_files(out: Checkpoint) -> Iterator[Finding]:
         remedy = "take the tokenizer of these weights"
         yield Finding("static.side_files", Severity.WARN, "tokenizer.json", found, "tokens that have a row", remedy)
     for name in out.stray_files:
-        found = "weights that are no part of the checkpoint"
-        yield Finding("static.stray", Severity.WARN, name, found, "none: some programs load every file", "delete it")
+        yield Finding("static.stray", Severity.WARN, name, _stray(name, out), "", "delete it")
+
+
+def _stray(name: str, out: Checkpoint) -> str:
+    """Return what a file that is no part of a checkpoint is, and who reads it."""
+    file = name.rpartition("/")[2]
+    what = f"{'weights of an adapter' if is_adapter(file) else 'weights that are no part of the checkpoint'}"
+    readers = "no engine reads"
+    if name == ADAPTER_CONFIG:
+        what, readers = "settings of an adapter", "transformers applies if PEFT is installed"
+    elif is_read_by_loaders(file):
+        what = "settings of an adapter" if file == ADAPTER_CONFIG else "settings of another quantizer"
+        if name == _MODELOPT and out.config.get("quantization_config") is None:
+            readers = "vLLM and SGLang follow"
+    elif is_leftover(name) and not is_adapter(file):
+        what = "a file of a training run or another program"
+    elif fnmatch(file, CONSOLIDATED):
+        readers = "vLLM reads in place of all others, for its name"
+    elif name.endswith(".safetensors") and name == file and not (out.path / INDEX).is_file():
+        readers = f"vLLM and SGLang read too, as there is no {INDEX}"
+    return f"{what}, which {readers}"
 
 
 def total_size(out: Checkpoint) -> Iterator[Finding]:

@@ -131,7 +131,7 @@ def _check_files(out: Checkpoint) -> Iterator[Finding]:
     files = f"{len(out.files)} weight files"
     proofs = {
         "static.files": (files, "headers valid, offsets without gap or overlap, sizes as the headers say"),
-        "static.stray": (files, "no other weights in the directory"),
+        "static.stray": (files, "no other weights, adapters or settings of quantizers beside them"),
     }
     if (out.path / INDEX).is_file():
         proofs["static.index"] = INDEX, "index and shards name the same tensors"
