@@ -83,5 +83,5 @@ def test_words_with_gaps_are_said_to_have_them(bits: int, dense: Path, packed: P
 
 def test_what_check_names_next_ends_well(dense: Path, packed: Packed, tmp_path: Path, g4convert: Program) -> None:
     out = in_bits(dense, packed("dense", num_bits=8, method="minmax"), tmp_path / "out", 6)
-    assert "generate" in g4convert("check", out).out
+    assert "g4convert generate" in g4convert("check", out, "--engine", "transformers").out
     assert g4convert("generate", out, "-p", "Why?", "--max-new-tokens", 3).status == 0
