@@ -344,9 +344,9 @@ def test_packed_tensors_without_a_place_are_named(moe: Path, packed_moe: Path, t
 def test_compare_measures(moe_logits: tuple[torch.Tensor, torch.Tensor]) -> None:
     original, quantized = moe_logits
     same = compare(original, original)
-    assert (same.max_abs, same.mean_abs, same.kl_mean, same.top1_agreement) == (0, 0, 0, 1)
+    assert (same.max_abs, same.kl_mean, same.top1_agreement) == (0, 0, 1)
     real = compare(original, quantized)
-    assert 0 < real.mean_abs < real.max_abs < 10
+    assert 0 < real.max_abs < 10
     assert 0.001 < real.kl_mean < 2
     assert 0.2 < real.top1_agreement < 1
     shifted = compare(original, original + 1)  # softmax does not see a constant
