@@ -113,6 +113,30 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return made
 
 
+def test_what_rank_0_returns_or_raises_is_returned_or_raised_in_every_rank() -> None:
+    assert in_ranks(3, lambda ranks: ranks.lead(lambda: f"by rank {ranks.rank}")) == ["by rank 0"] * 3
+    seen: list[int] = []
+
+    def refuse() -> None:
+        raise InputError("a bad file")
+
+    def note(ranks: Ranks) -> None:
+        with pytest.raises(InputError, match="a bad file"):
+            ranks.lead(refuse)
+        seen.append(ranks.rank)
+
+    in_ranks(3, note)
+    assert sorted(seen) == [0, 1, 2]
+
+
+def test_an_interrupt_of_rank_0_does_not_wait_for_the_others() -> None:
+    def interrupt() -> None:
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted, match="stopped"):
+        Ranks(0, 2).lead(interrupt)  # there is no other to send it to
+
+
 @pytest.mark.wide
 @pytest.mark.parametrize(("recipe", "family"), [*zip(RECIPES, ("moe", "text"), strict=True)])
 def test_three_ranks_write_the_bytes_of_one(
