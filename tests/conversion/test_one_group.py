@@ -21,7 +21,7 @@ from g4convert.inspection.engines import Checked, CheckRequest, check
 from g4convert.inspection.fix import fix
 from g4convert.planning.recipe_files import load
 from g4convert.planning.steps import make_plan
-from g4convert.planning.weights import planned_weights
+from g4convert.planning.weights import make_planned_weights
 from g4convert.report import Severity
 from g4convert.verification.static.level import check_static
 
@@ -56,7 +56,7 @@ def said(found: tuple[Verdict, ...]) -> list[tuple[str, int, Loads, tuple[str, .
 def test_an_output_is_judged_as_its_plan_was(case: tuple[Path, dict[str, Any]]) -> None:
     out, options = case
     plan = make_plan(Checkpoint.open(MOE), load(options=options).recipe)
-    assert said(check(CheckRequest(out)).verdicts) == said(verdicts(planned_weights(plan)))
+    assert said(check(CheckRequest(out)).verdicts) == said(verdicts(make_planned_weights(plan)))
 
 
 def test_every_check_passes(case: tuple[Path, dict[str, Any]]) -> None:
