@@ -47,7 +47,8 @@ class Misfit:
     @property
     def found(self) -> str:
         """The misfit in one line, without the name."""
-        return f"{self.kind} {self.text}".strip()
+        joint = " " if self.kind is MisfitKind.MISMATCHED else ": "
+        return f"{self.kind}{joint if self.text else ''}{self.text}"
 
 
 class Unfit(GateError):

@@ -63,7 +63,7 @@ def verify(
     progress.say("verifying level static: names, shapes, config and files")
     findings, ran, metrics = [*_run_static(asked, directories)], [Level.STATIC], dict[str, Any]()
     for level in _following_levels(asked):
-        judged = _run_level(level, asked, directories, progress, written=written)
+        judged = _run_level(level, asked, directories, findings, progress, written=written)
         findings += judged.findings
         metrics |= judged.metrics
         ran += [level] if judged.metrics else []
@@ -112,8 +112,16 @@ class _Opened:
                 return cls(None, broken, source)
 
 
-def _run_level(level: Level, asked: Request, directories: _Opened, progress: Progress, *, written: bool) -> LevelResult:
-    """Run a level that reads weights; the result has no metrics if the level could not run."""
+def _run_level(  # noqa: PLR0913 -- a level, all that it may read, and who is told
+    level: Level,
+    asked: Request,
+    directories: _Opened,
+    before: Sequence[Finding],
+    progress: Progress,
+    *,
+    written: bool,
+) -> LevelResult:
+    """Run a level that reads weights, after the findings `before`; no metrics if the level could not run."""
     out = directories.out
     if out is None:
         return LevelResult(
@@ -123,9 +131,9 @@ def _run_level(level: Level, asked: Request, directories: _Opened, progress: Pro
         case Level.WEIGHTS:
             return _run_weights(asked, out, directories.source, progress, written=written)
         case Level.LOGITS:
-            from g4convert.verification.logits.level import run_logits  # noqa: PLC0415 -- brings torch and transformers
+            from g4convert.verification.logits.guarded import run_guarded  # noqa: PLC0415 -- brings torch and transformers
 
-            return run_logits(asked, out, directories.source, progress=progress)
+            return run_guarded(asked, out, directories.source, before, progress=progress)
         case _:
             from g4convert.verification.engine.level import run_engine  # noqa: PLC0415 -- brings torch and transformers
 

@@ -283,6 +283,11 @@ STATIC: Mapping[str, Damage] = {
     "one layer of another window": config(
         lambda whole: whole["text_config"].update(per_layer_config={**_full_layers(whole), "0": {"sliding_window": 3}})
     ),
+    "image token of another model": config(lambda whole: whole.update(image_token_id=whole["image_token_id"] - 1)),
+    "video token of another model": config(lambda whole: whole.update(video_token_id=whole["image_token_id"] - 1)),
+    "sound token of another model": config(lambda whole: whole.update(audio_token_id=whole["image_token_id"] - 1)),
+    "pooling of another size": config(lambda whole: whole["vision_config"].update(pooling_kernel_size=2)),
+    "padding token lost": config(lambda whole: whole["text_config"].update(pad_token_id=None)),
     "no quantization_config": config(lambda whole: whole.pop("quantization_config")),
     "another quant_method": quantization(lambda section: section.update(quant_method="awq")),
     "wrong group size": weights_scheme(group_size=64),

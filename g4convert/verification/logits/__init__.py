@@ -1,6 +1,7 @@
 """Level `logits`: runs the original, the dequantized and the packed model, and compares their logits.
 
 level        Loads the models, runs the probes, stores references
+guarded      Stops the level where the model of a wrong config cannot be run
 cost         Estimates time and memory of the level
 judge        Judges loss against thresholds and parity against the noise floor
 metrics      Sums up differences over all probes

@@ -273,5 +273,5 @@ def _refusal_findings(refused: Unfit) -> Iterator[Finding]:
     expected = "exactly the tensors of the model"
     for misfit in refused.misfits:
         yield Finding("logits.load", Severity.FAIL, misfit.name, misfit.found, expected)
-    remedy = "see the findings of level static"
+    remedy = "correct first what logits.load names"
     yield Finding("logits.stopped", Severity.INCONCLUSIVE, "level logits", "not run: it does not load", "", remedy)

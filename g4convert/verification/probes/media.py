@@ -79,15 +79,16 @@ def place_soft_tokens(media: Media, ids: Sequence[int], frame: Frame, config: Co
         config: the model's config, with the ids of placeholders, opening and closing tokens.
 
     Raises:
-        InputError: the chat template left a placeholder out.
+        InputError: the prompt has not one placeholder for each item: template, tokenizer and config do not agree.
     """
     soft = getattr(config, f"{media.kind}_token_id")
     runs = iter(media.soft_tokens)
     expected = 1 if media.kind == "video" else len(media.soft_tokens)
     if ids.count(soft) != expected:
         raise InputError(
-            f"the chat template makes {ids.count(soft)} placeholders of {expected} {media.kind} parts",
-            hint="take the chat template that came with the model",
+            f"a prompt with {expected} {media.kind} parts has {ids.count(soft)} times the token {soft}, which is "
+            f"{media.kind}_token_id of config.json",
+            hint="take chat template, tokenizer and config.json of one model",
         )
     placed: list[int] = []
     for id_ in ids:
