@@ -198,14 +198,17 @@ def _hint_after_stop(error: Interrupted, command_line: Sequence[str]) -> str:
 
 def _exit_with_error(raised: Exception, style: ErrorStyle, command_line: Sequence[str]) -> NoReturn:
     """Print an error and exit with its status; any error after a request to stop counts as the stop."""
-    from g4convert.cli import show
-
+    stops.end_alarms()
     error = raised if isinstance(raised, G4Error) else None
     if stops.was_asked_to_stop() and not isinstance(error, Interrupted):
         error = Interrupted("stopped")
     error = error or refusal_within(raised) or record_crash(raised)
     if isinstance(error, Interrupted):
-        error = Interrupted(error.message, hint=_hint_after_stop(error, command_line))
+        stops.note_printing()
+        stops.print_stop(error.message, _hint_after_stop(error, command_line))
+        raise SystemExit(error.exit_code)
+    from g4convert.cli import show
+
     if isinstance(error, UsageError) and not error.hint:
         error = UsageError(error.message, offenders=error.offenders, hint=_help_hint(f"g4convert {command_line[0]}"))
     stops.note_printing()

@@ -6,6 +6,7 @@ imports almost nothing.
 
 import os
 import signal
+import sys
 from collections.abc import Sequence
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
@@ -34,12 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(arguments)
     except KeyboardInterrupt:
         _end_stopped()
-    except MemoryError:
-        _end("out of memory", 5)
-    except ImportError as error:
-        _end(f"a package cannot be loaded: {error}", 5)
     except Exception as error:  # noqa: BLE001 -- a crash while an error is told: Python's exit 1 would be a verdict
-        _end_crashed(error)
+        if (stops := sys.modules.get("g4convert.cli.stops")) and stops.was_asked_to_stop():
+            _end_stopped()
+        _end_failed(error)
     finally:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the exit status is known; there is nothing left to stop
@@ -56,6 +55,16 @@ def _end_stopped() -> None:
     if not stops.was_error_printed():
         _end("stopped", 75)
     os._exit(75)
+
+
+def _end_failed(error: Exception) -> None:
+    match error:
+        case MemoryError():
+            _end("out of memory", 5)
+        case ImportError():
+            _end(f"a package cannot be loaded: {error}", 5)
+        case _:
+            _end_crashed(error)
 
 
 def _end_crashed(error: Exception) -> None:

@@ -1,13 +1,17 @@
 """Ctrl-C and SIGTERM while a command runs: KeyboardInterrupt, where it can be raised.
 
 An exception in Python's code for locks leaves a lock taken for ever, one in a destructor is printed and dropped, and a
-library may make another exception of it. There the stop comes again a moment later, by SIGALRM, until it is raised.
+library may make another exception of it, or drop it, as torch does while it is imported. There the stop comes again a
+moment later, by SIGALRM, until the program ends. Code that cleans up after a stop is not stopped again by SIGALRM.
 """
 
 import linecache
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
+
+from g4convert.printable import printable
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 _other_hook = sys.unraisablehook
@@ -15,6 +19,8 @@ _asked: set[int] = set()
 _printing: list[bool] = []
 _AGAIN = 0.005
 """Seconds after which SIGALRM stops again what could not be stopped."""
+_DROPPED = 0.1
+"""Seconds after which SIGALRM looks whether a stop that was raised has been dropped."""
 _LOCKING = {"threading", "queue", "concurrent.futures._base", "concurrent.futures.thread"}
 """Modules that take and release locks in Python: an exception in between, and a lock stays taken for ever."""
 _BLOCKED = {"wait", "join", "_wait_for_tstate_lock"}
@@ -36,6 +42,18 @@ def was_asked_to_stop() -> bool:
     return bool(_asked)
 
 
+def end_alarms() -> None:
+    """Let SIGALRM come no more, as the stop has arrived where the program ends."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def print_stop(message: str, hint: str) -> None:
+    """Print a stop to stderr, without imports: the stop may have cut one short, so that it fails when it is repeated."""
+    lines = f"error: {message}", *([f"hint: {printable(hint)}"] if hint else [])
+    with suppress(OSError), open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace") as stderr:
+        stderr.write("".join(f"{line}\n" for line in lines))
+
+
 def note_printing() -> None:
     """Note that an error is about to be printed."""
     _printing.append(True)
@@ -48,9 +66,20 @@ def was_error_printed() -> bool:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     _asked.add(number)
-    if frame is None or frame.f_globals.get("__name__") not in _LOCKING or _is_blocked(frame):
+    if frame is not None and frame.f_globals.get("__name__") in _LOCKING and not _is_blocked(frame):
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        return
+    signal.setitimer(signal.ITIMER_REAL, _DROPPED)
+    if number != signal.SIGALRM or not _is_on_its_way():
         raise KeyboardInterrupt
-    signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+
+
+def _is_on_its_way() -> bool:
+    """Return whether the code that runs handles a stop: it cleans up after one, or passes on what it made of one."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _is_blocked(frame: FrameType) -> bool:

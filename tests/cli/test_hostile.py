@@ -118,7 +118,8 @@ main(sys.argv[3:])
             ("typer", "g4convert.cli.verify", "yaml", "g4convert.checkpoint.source", "rich.markup"),
             (signal.SIGINT, signal.SIGTERM),
         ),
-    ),
+    )
+    + [("yaml.cyaml", signal.SIGTERM)],  # then `yaml` cannot be imported again
 )
 def test_a_stop_while_modules_are_imported_is_one_line(module: str, number: signal.Signals, tmp_path: Path) -> None:
     """Before the command, in it, and while an error is told."""
@@ -173,6 +174,14 @@ PLACES = {
     "a library that raises another exception": (
         "try: stop()\nexcept BaseException as error: raise ValueError from error",
         b"",
+    ),
+    "a library that drops it, and goes on": (
+        "try: stop()\nexcept BaseException: pass\ntime.sleep(2)\nprint(1, file=sys.stderr)",
+        b"",
+    ),
+    "code that cleans up after it": (
+        "try: stop()\nfinally:\n  time.sleep(0.5)\n  print(1, file=sys.stderr)",
+        b"1\n",
     ),
     "a wait for a thread": ("threading.Timer(0.1, stop).start(); threading.Event().wait()", b""),
 }
