@@ -48,7 +48,7 @@ def end_alarms() -> None:
 
 
 def print_stop(message: str, hint: str) -> None:
-    """Print a stop to stderr, without imports: the stop may have cut one short, so that it fails when it is repeated."""
+    """Print a stop to stderr, without imports: one that the stop has cut short may fail when it is repeated."""
     lines = f"error: {message}", *([f"hint: {printable(hint)}"] if hint else [])
     with suppress(OSError), open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace") as stderr:
         stderr.write("".join(f"{line}\n" for line in lines))

@@ -110,16 +110,22 @@ main(sys.argv[3:])
 """
 
 
+CUT_SHORT = "yaml.cyaml"
+"""A module whose package, `yaml`, cannot be imported again once it was stopped."""
+
+
 @pytest.mark.parametrize(
     ("module", "number"),
-    one_in(
-        3,
-        product(
-            ("typer", "g4convert.cli.verify", "yaml", "g4convert.checkpoint.source", "rich.markup"),
-            (signal.SIGINT, signal.SIGTERM),
+    [
+        *one_in(
+            3,
+            product(
+                ("typer", "g4convert.cli.verify", "yaml", "g4convert.checkpoint.source", "rich.markup"),
+                (signal.SIGINT, signal.SIGTERM),
+            ),
         ),
-    )
-    + [("yaml.cyaml", signal.SIGTERM)],  # then `yaml` cannot be imported again
+        (CUT_SHORT, signal.SIGTERM),
+    ],
 )
 def test_a_stop_while_modules_are_imported_is_one_line(module: str, number: signal.Signals, tmp_path: Path) -> None:
     """Before the command, in it, and while an error is told."""
