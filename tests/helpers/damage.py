@@ -353,6 +353,13 @@ def tower_names() -> list[str]:
     return [f"{stem}.patch_embedder.input_proj", *layers]
 
 
+def _scaled(scale: torch.Tensor, factor: float) -> torch.Tensor:
+    """Scales of which the one of a group in the middle is multiplied."""
+    changed = scale.clone()
+    changed[len(scale) // 2, 1] *= factor
+    return changed
+
+
 def reverse_nibbles(held: Tensors) -> None:
     """Every module packed high nibble first."""
     for name in [name for name in held if name.endswith("weight_packed")]:
@@ -364,6 +371,16 @@ def no_offset(held: Tensors) -> None:
     """Codes as two's complement nibbles, the offset of 8 forgotten, in every module."""
     for name in [name for name in held if name.endswith("weight_packed")]:
         held[name] = words((nibbles(held[name]) - 8) & 15)
+
+
+def resize(factor: float) -> Damage:
+    """Multiply all scales by a factor, as a writer with another end of the range does."""
+
+    def change(held: Tensors) -> None:
+        for name in [name for name in held if name.endswith("weight_scale")]:
+            held[name] = (held[name].float() * factor).to(held[name].dtype)
+
+    return tensors(change)
 
 
 class Wrong(NamedTuple):
@@ -430,6 +447,30 @@ VALUES: Mapping[str, Wrong] = {
         "weights.error",
         f"{LAYER}.mlp.up_proj",
         "its scales have the wrong sign",
+    ),
+    "scales of 7.5 for 7": Wrong(
+        resize(14 / 15),
+        "weights.size",
+        "layers.*.self_attn.q_proj",
+        "too small as a whole",
+    ),
+    "scales a twentieth too large": Wrong(
+        resize(1.05),
+        "weights.size",
+        "layers.*.self_attn.q_proj",
+        "too large as a whole",
+    ),
+    "scale of a group halved": Wrong(
+        _edit(f"{LAYER}.mlp.up_proj.weight_scale", lambda tensor: _scaled(tensor, 0.5)),
+        "weights.groups",
+        f"{LAYER}.mlp.up_proj",
+        "have a scale that is not that of their codes",
+    ),
+    "scale of a group half as large again": Wrong(
+        _edit(f"{LAYER}.mlp.up_proj.weight_scale", lambda tensor: _scaled(tensor, 1.5)),
+        "weights.groups",
+        f"{LAYER}.mlp.up_proj",
+        "have a scale that is not that of their codes",
     ),
     "scale not finite": Wrong(
         _edit(

@@ -10,6 +10,7 @@ stored_codes    Decodes the stored codes of a run of weights and adds up their s
 plain_rounding  Rounds groups plainly, to compare the stored codes with
 rows            Compares a weight's error with that of plain rounding, and has the limits of each method
 judge           Judges these numbers: failures and warnings
+scales          Judges scales, one by one, by groups and as a whole
 notes           Compares sound weights with one another
 findings        Merges many findings that are alike
 causes          Tries known accidents on a few rows of a wrong weight

@@ -6,6 +6,8 @@ For each group of g weights w with codes q (zero point subtracted) and scale s, 
     squared error        ee
     its removable part   eq^2 / qq: the error that the best scale for the same codes would save; nearly 0 unless the
                          scale belongs to other codes
+    along the codes      s*eq: the sum of errors times decoded weights; over a whole weight, it says how much too small
+                         the weight is
 
 The error to expect depends on the weights. So every group is compared with its plain rounding: to the nearest code,
 with the scale that puts the largest weight at the end of the range. No method that only looks at weights does worse.
@@ -28,7 +30,7 @@ from g4convert.verification.weights.stored_codes import measure_run
 
 _ZERO, _QUARTER, _HALF = np.float32(0), np.float32(0.25), np.float32(0.5)
 
-_Added = tuple[float, float, int, int]
+_Added = tuple[float, float, float, int, int, int]
 
 
 class Limits(NamedTuple):
@@ -42,10 +44,10 @@ class Sums(NamedTuple):
     """Sums over tiles.
 
     Args:
-        totals: float64 [5]: squared weights, squared errors, their removable part; squared errors of plain rounding,
-            their removable part.
-        counts: int64 [8]: exact groups, lost groups, zero codes, saturated codes, scales that are not finite, zero
-            scales of groups with nonzero weights; zero codes, saturated codes of plain rounding.
+        totals: float64 [7]: squared weights; squared errors, their removable part, errors times decoded weights; the
+            same three of plain rounding.
+        counts: int64 [9]: exact groups, lost groups, zero codes, saturated codes, scales that are not finite, zero
+            scales of groups with nonzero weights; zero codes, saturated codes of plain rounding; resized groups.
     """
 
     totals: F64
@@ -100,8 +102,8 @@ def _start(scales: F32, zeros: F32, half: np.float32, scratch: Scratch) -> None:
 
 @partial(jit, reorder=True)
 def _add_groups(scales: F32, limits: Limits, stored: F32, counts: U32, sums: Sums) -> _Added:
-    """Add the sums of the stored codes of each group; return errors, their removable part, zero and saturated codes."""
-    signal, total, removable = 0.0, 0.0, 0.0
+    """Add the sums of the stored codes of each group; return what `_add_plain` takes of them."""
+    signal, total, removable, along = 0.0, 0.0, 0.0, 0.0
     exact, lost, zeros, ends, infinite, zero = 0, 0, 0, 0, 0, 0
     for lane in range(scales.size):
         ww, error = stored[lane], stored[lane + WIDTH]
@@ -109,6 +111,7 @@ def _add_groups(scales: F32, limits: Limits, stored: F32, counts: U32, sums: Sum
         signal += np.float64(ww)
         total += np.float64(error)
         removable += np.float64(eq * eq / max(qq, _QUARTER))  # qq is 0 or at least 1
+        along += np.float64(scales[lane] * eq)
         exact += error <= limits.exact * ww
         lost += error > limits.lost * ww
         zeros += int(counts[lane])
@@ -118,19 +121,23 @@ def _add_groups(scales: F32, limits: Limits, stored: F32, counts: U32, sums: Sum
     sums.totals[0] += signal
     sums.totals[1] += total
     sums.totals[2] += removable
+    sums.totals[3] += along
     sums.counts[0] += exact
     sums.counts[1] += lost
     sums.counts[2] += zeros
     sums.counts[3] += ends
     sums.counts[4] += infinite
     sums.counts[5] += zero
-    return total, removable, zeros, ends
+    return total, removable, along, zeros, ends, 0  # a group that is plainly rounded is not resized
 
 
 @jit
 def _add_plain(added: _Added, sums: Sums) -> None:
-    total, removable, zeros, ends = added
-    sums.totals[3] += total
-    sums.totals[4] += removable
+    """Add squared errors, their removable part, errors times decoded weights, zero, saturated codes, resized groups."""
+    total, removable, along, zeros, ends, resized = added
+    sums.totals[4] += total
+    sums.totals[5] += removable
+    sums.totals[6] += along
     sums.counts[6] += zeros
     sums.counts[7] += ends
+    sums.counts[8] += resized

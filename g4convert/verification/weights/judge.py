@@ -1,7 +1,7 @@
 """Judgement of the numbers of packed and kept weights: failures and warnings.
 
-`notes` compares weights with one another, `rows` has a weight's numbers and the band of its method, `findings` the form
-of a finding.
+`scales` judges scales, `notes` compares weights with one another, `rows` has a weight's numbers and the band of its
+method, `findings` the form of a finding.
 """
 
 import math
@@ -17,6 +17,7 @@ from g4convert.verification.weights.measured import Measured, PackedPair
 from g4convert.verification.weights.notes import note_exact, note_outliers
 from g4convert.verification.weights.pairs import ElementCounts, KeptPair
 from g4convert.verification.weights.rows import DATA_FREE, Row, band_of
+from g4convert.verification.weights.scales import judge_finite, judge_fit, judge_size
 
 _MAX_ZERO: Final = 0.6
 _MAX_SATURATED: Final = 0.3
@@ -47,11 +48,12 @@ def judge_packed(
     cause = _Causes(pairs)
     yield from _judge_errors(rows, cause)
     yield from _judge_overflow(rows)
-    yield from _judge_scales(rows)
+    yield from judge_finite(rows)
     yield from _judge_constant(rows)
     yield from _judge_groups([row for row in rows if row.ratio <= row.band.limit], method)
     sound = [row for row in rows if row.is_sound]
-    yield from _judge_fit([row for row in sound if not row.sums.lost_groups], cause)
+    yield from judge_fit([row for row in sound if not row.sums.lost_groups], cause.of)
+    yield from judge_size(sound)
     yield from _judge_codes(sound)
     yield from note_outliers(sound)
     yield from note_exact([row for row in sound if row.pair.num_bits == 4])
@@ -80,7 +82,7 @@ class _Causes:
 def _judge_errors(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
     """Yield failures with their likely causes, warnings, and the range of usual errors for each role and scheme."""
     failed = [row for row in rows if not row.ratio <= row.band.limit and row.sums.signal < math.inf]  # NaN fails, too
-    warned = [row for row in rows if row.band.usual < row.ratio <= row.band.limit]
+    warned = [row for row in rows if row.band.usual < row.ratio <= row.band.limit and row.is_of_size]
 
     def expected(of_kind: Sequence[Row]) -> str:
         plain = sorted(row.plain for row in of_kind)
@@ -116,40 +118,6 @@ def _group_by_scheme(rows: Iterable[Row]) -> dict[tuple[str, int, int], list[Row
     return table
 
 
-def _judge_scales(rows: Sequence[Row]) -> Iterator[Finding]:
-    bad = [row for row in rows if row.sums.bad_scales or row.sums.zero_scales]
-
-    def found(of_kind: Sequence[Row]) -> str:
-        infinite = sum(row.sums.bad_scales for row in of_kind)
-        zero = sum(row.sums.zero_scales for row in of_kind)
-        return f"{infinite} scales that are not finite, {zero} that are 0 for weights that are not"
-
-    yield from findings_by_kind("weights.scales", Severity.FAIL, bad, found, "finite, not 0")
-    if not bad:
-        groups = sum(row.sums.groups for row in rows)
-        text = "finite, and 0 only where all weights are"
-        yield Finding("weights.scales", Severity.PASS, f"{groups} scales of {len(rows)} weights", text, "")
-
-
-def _judge_fit(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
-    """Check that the best scales for the stored codes would save at most `Row.may_save`."""
-    bad = [row for row in rows if row.removable > row.may_save]
-
-    def found(of_kind: Sequence[Row]) -> str:
-        shares = sorted(row.removable for row in of_kind)
-        return f"other scales for the same codes would lower the error by {span(shares)}"
-
-    def expected(of_kind: Sequence[Row]) -> str:
-        allowed = sorted(row.may_save for row in of_kind)
-        return f"by less than {span(allowed)}: scales that belong to their codes"
-
-    yield from findings_by_kind("weights.fit", Severity.FAIL, bad, found, expected, cause.of)
-    if rows and not bad:
-        worst = max(row.removable / row.plain for row in rows)
-        text = f"the best scales for the codes would save at most {percent(worst)} of what plain rounding costs"
-        yield Finding("weights.fit", Severity.PASS, f"{len(rows)} weights", text, "")
-
-
 def _judge_constant(rows: Sequence[Row]) -> Iterator[Finding]:
     bad = [row for row in rows if row.sums.one_word is not None and row.sums.one_value is None and row.sums.signal]
 
@@ -167,17 +135,27 @@ def _judge_groups(rows: Sequence[Row], method: str | None) -> Iterator[Finding]:
     A method that weighs channels may sacrifice a large weight of a channel whose activations are always small.
     """
     allowed = _LOST_SHARE if method is not None and method not in DATA_FREE else 0.0
-    bad = [row for row in rows if row.sums.lost_groups > allowed * row.sums.groups and not row.sums.bad_scales]
+    finite = [row for row in rows if not row.sums.bad_scales]
+    lost = [row for row in finite if row.sums.lost_groups > allowed * row.sums.groups]
+    resized = [row for row in finite if row not in lost and row.sums.resized_groups > allowed * row.sums.groups]
 
-    def found(of_kind: Sequence[Row]) -> str:
-        lost, groups = sum(row.sums.lost_groups for row in of_kind), sum(row.sums.groups for row in of_kind)
-        return f"{lost} of {groups} groups are off by more than rounding can be"
+    def text(numbers: Sequence[int], of_kind: Sequence[Row], fault: str) -> str:
+        return f"{sum(numbers)} of {sum(row.sums.groups for row in of_kind)} groups {fault}"
 
-    yield from findings_by_kind("weights.groups", Severity.FAIL, bad, found, "none")
-    if rows and not bad:
+    def lost_text(of_kind: Sequence[Row]) -> str:
+        return text([row.sums.lost_groups for row in of_kind], of_kind, "are off by more than rounding can be")
+
+    def resized_text(of_kind: Sequence[Row]) -> str:
+        return text(
+            [row.sums.resized_groups for row in of_kind], of_kind, "have a scale that is not that of their codes"
+        )
+
+    yield from findings_by_kind("weights.groups", Severity.FAIL, lost, lost_text, "none")
+    yield from findings_by_kind("weights.groups", Severity.FAIL, resized, resized_text, "none")
+    if rows and not (lost or resized):
         groups = sum(row.sums.groups for row in rows)
-        text = "none is off by more than rounding can be"
-        yield Finding("weights.groups", Severity.PASS, f"{groups} groups of {len(rows)} weights", text, "")
+        passed = "none is off by more than rounding can be, or has a scale that is half or 1.5 times that of its codes"
+        yield Finding("weights.groups", Severity.PASS, f"{groups} groups of {len(rows)} weights", passed, "")
 
 
 def _judge_codes(rows: Sequence[Row]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@
     weights.groups     no group has a larger error than rounding can cause, even if the weight as a whole is right
     weights.scales     scales are finite, and zero only for groups of zeros
     weights.fit        scales belong to their codes: the best scales for these codes would save little
+    weights.size       no weight as a whole is larger or smaller than its source
     weights.constant   no weight has equal words throughout, unless the source's values are equal
     weights.codes      share of zero and of saturated codes
     weights.exact      share of exact groups, high for sources that were trained on a grid

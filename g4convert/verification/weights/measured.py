@@ -120,8 +120,10 @@ class Measured:
         signal: sum of squared weights.
         error: sum of squared errors.
         removable: part of `error` that the best scales for the same codes would save.
+        along: sum of errors times decoded weights.
         plain_error: sum of squared errors of plain rounding of the same groups.
         plain_removable: part of `plain_error` that the best scales for the same codes would save.
+        plain_along: sum of errors times decoded weights of plain rounding.
         exact_groups: number of groups that are exact up to rounding to bf16.
         lost_groups: number of groups whose error is too large for any rounding.
         zero_codes: number of codes that stand for 0.
@@ -130,6 +132,7 @@ class Measured:
         zero_scales: number of zero scales of groups with nonzero weights.
         plain_zero: number of codes of plain rounding that stand for 0.
         plain_saturated: number of codes of plain rounding at either end of the range.
+        resized_groups: number of groups whose codes are those of a far larger or smaller scale.
         one_word: the packed word, if all words are equal; else None.
         one_value: the bits of the source's value, if all its weights are equal; else None.
     """
@@ -139,8 +142,10 @@ class Measured:
     signal: float = 0.0
     error: float = 0.0
     removable: float = 0.0
+    along: float = 0.0
     plain_error: float = 0.0
     plain_removable: float = 0.0
+    plain_along: float = 0.0
     exact_groups: int = 0
     lost_groups: int = 0
     zero_codes: int = 0
@@ -149,6 +154,7 @@ class Measured:
     zero_scales: int = 0
     plain_zero: int = 0
     plain_saturated: int = 0
+    resized_groups: int = 0
     one_word: int | None = None
     one_value: int | None = None
 
@@ -171,6 +177,22 @@ class Measured:
     def plain_relative_error(self) -> float:
         """Relative error of plain rounding: every group rounded to the nearest code."""
         return self.plain_error / self.signal if self.signal else 0.0
+
+    @property
+    def growth(self) -> float:
+        """Share by which the decoded weights must grow to fit the source best, all by one factor."""
+        return _growth(self.signal, self.error, self.along)
+
+    @property
+    def plain_growth(self) -> float:
+        """Growth of the weights of plain rounding."""
+        return _growth(self.signal, self.plain_error, self.plain_along)
+
+
+def _growth(signal: float, error: float, along: float) -> float:
+    """Return the sum of errors times decoded weights over that of squared decoded weights, with w = s*q + e."""
+    decoded = signal - error - 2 * along
+    return along / decoded if decoded > 0 else 0.0
 
 
 def measure(pair: PackedPair, begin: int, end: int) -> Measured:
@@ -222,7 +244,7 @@ def measure_tile(tile: RowTile) -> Measured:
     groups, padding = groups_of(tile.source, tile.words, tile.scale, tile.zeros, tile.num_bits)
     g = tile.source.size // tile.scale.size
     limits = Limits(np.float32(_EXACT), np.float32(_largest_error(tile.num_bits, g)))
-    sums = Sums(np.zeros(5), np.zeros(8, np.int64))
+    sums = Sums(np.zeros(7), np.zeros(9, np.int64))
     measure_groups(groups, tile.num_bits, limits, sums)
     if padding:
         _uncount(sums, groups.zeros, tile.num_bits, padding)

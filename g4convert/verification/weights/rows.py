@@ -10,7 +10,8 @@ from 0.7 to 1.7 % with one method. The ratio to plain rounding (see `group_sums`
     imatrix, gptq           above 1 by design: they accept weight error for less error of the outputs
     unknown                 any of these
 
-A ratio above `usual` warns; no sound weight exceeds `limit`. Scales that belong to other codes are checked apart.
+A ratio above `usual` warns; no sound weight exceeds `limit`. Scales that belong to other codes are checked apart, and
+so is the size of the whole weight: scales that are all 7 % too small may leave an error below the limit.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ DATA_FREE: Final = frozenset({"minmax", "mse", "lattice"})
 _EXACT: Final = 2.0**-15
 """Relative error that rounding the scales to bf16 may cause in weights that plain rounding leaves unchanged."""
 
+_SCALE_ROUNDING: Final = 2.0**-8
+"""Largest relative difference of two scales that are rounded to bf16."""
+
 
 @dataclass(frozen=True, slots=True)
 class Band:
@@ -33,16 +37,18 @@ class Band:
         fit: error that other scales for the same codes may save, besides what they would save of plain rounding.
         usual: largest error that the method gives.
         limit: error above which something is wrong.
+        size: margin of a sound weight's growth, as a multiple of its relative error.
     """
 
     fit: float
     usual: float
     limit: float
+    size: float
 
 
 def band_of(method: str | None) -> Band:
     """Return the band of a method; None, for outputs of other programs, gets the widest band."""
-    return Band(0.5, 1.05, 3.0) if method in DATA_FREE else Band(1.0, 4.0, 8.0)
+    return Band(0.5, 1.05, 3.0, 1.5) if method in DATA_FREE else Band(1.0, 4.0, 8.0, 2.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,22 @@ class Row:
         """Largest relative error that other scales for the same codes may save."""
         plain = self.sums.plain_removable / self.sums.signal if self.sums.signal else 0.0
         return self.band.fit * self.plain + self.band.usual * plain
+
+    @property
+    def growths(self) -> tuple[float, float]:
+        """Least and largest growth of a sound weight: from 0 to that of plain rounding, and a margin on both sides.
+
+        A rounding that fits no scale adds its error to the squares of the weights, so they should shrink by about as
+        much. What a calibrated method leaves away makes them too small, by no more than the error, either.
+        """
+        plain, margin = self.sums.plain_growth, self.band.size * (self.error + _SCALE_ROUNDING)
+        return min(0.0, plain) - margin, max(0.0, plain) + margin
+
+    @property
+    def is_of_size(self) -> bool:
+        """True if the weight as a whole is neither too small nor too large."""
+        low, high = self.growths
+        return low <= self.sums.growth <= high
 
     @property
     def is_sound(self) -> bool:

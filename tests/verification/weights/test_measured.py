@@ -21,7 +21,7 @@ from g4convert.verification.weights.measured import Measured, RowTile, measure_t
 from g4convert.verification.weights.oracle import error_of
 from g4convert.verification.weights.recorded import RECORDED, Form
 
-SUMS = ("signal", "error", "removable", "plain_error", "plain_removable")
+SUMS = ("signal", "error", "removable", "along", "plain_error", "plain_removable", "plain_along")
 
 
 def exactly(codes: torch.Tensor, bits: int, *, points: torch.Tensor | None = None) -> RowTile:

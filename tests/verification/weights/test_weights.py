@@ -26,7 +26,7 @@ from g4convert.verification.weights.measured import RowTile, measure_tile
 from g4convert.verification.weights.rows import band_of
 
 BAD = {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}
-CODES = ("error", "scales", "constant", "groups", "fit", "codes", "kept")
+CODES = ("error", "scales", "constant", "groups", "fit", "size", "codes", "kept")
 
 
 def check(out: Path, source: Path, workers: int = 1) -> list[Finding]:
