@@ -10,6 +10,8 @@ If a need is not met, the engine stops before it reads a weight, whatever is pac
                  SGLang builds a tower (models/gemma4_mm.py:203); unified models may have none there
     soft tokens  vLLM reads how many embeddings a picture has (models/gemma4_mm.py:279, models/gemma4_unified.py:174);
                  transformers' config has no default
+    class        none for Gemma4UnifiedForCausalLM (vLLM's models/registry.py:117, EntryClass of SGLang's models). Both
+                 would run transformers' own class, in a backend for any model that no contract covers
     unified      SGLang reads the config of a unified model as one of a model with towers
                  (utils/hf_transformers/common.py:270), whose defaults are others, or which has no such key
 """
@@ -19,8 +21,7 @@ from typing import Final
 
 from g4convert.engines.reason import Reason
 from g4convert.engines.remarks import Remark, Remedy, Topic
-from g4convert.gemma4 import Architecture
-from g4convert.gemma4.parts import AudioEmbedder, VisionEmbedder
+from g4convert.gemma4 import UNIFIED_TEXT, Architecture, AudioEmbedder, VisionEmbedder
 
 _WHOLE: Final = Remedy("quantize the whole model without `--layout text-only`")
 _HEADS: Final = Reason(
@@ -30,6 +31,7 @@ _HEADS: Final = Reason(
 _NO_VISION: Final = "a multimodal model without a `vision_config`: stops with an error"
 _TOWER: Final = Remedy("put the vision part back, with its `vision_config`")
 _ALONE: Final = Remedy("quantize the decoder alone, with `--layout text-only`")
+_TEXT_ONLY: Final = Remedy("quantize the source with `--layout text-only`, which writes Gemma4ForCausalLM")
 _SOFT_TOKENS: Final[Mapping[str, str]] = {
     "vision_config.default_output_length": "models/gemma4_mm.py:279",
     "vision_config.num_soft_tokens": "models/gemma4_unified.py:174",
@@ -41,6 +43,8 @@ _READ_AS_TOWERS: Final = "utils/hf_transformers/common.py:270"
 
 def vllm_needs(architecture: Architecture) -> Iterator[Remark]:
     """Yield what a model lacks for vLLM to start with it."""
+    if architecture.model_type == UNIFIED_TEXT:
+        yield _no_class("models/registry.py:117")
     if architecture.is_composite and not architecture.has_vision:
         place = "models/gemma4_unified.py:273" if architecture.is_unified else "models/gemma4_mm.py:1102"
         yield Remark(Topic.MODEL, "", Reason(_NO_VISION, source=place), (_ALONE, _TOWER))
@@ -54,11 +58,18 @@ def sglang_needs(architecture: Architecture) -> Iterator[Remark]:
     heads = {(layer.head_dim, layer.kv_heads) for layer in architecture.text.layers}
     if not (architecture.is_composite or architecture.is_assistant) and len(heads) > 1:
         yield Remark(Topic.MODEL, "", _HEADS, (_WHOLE,))
+    elif architecture.model_type == UNIFIED_TEXT:
+        yield _no_class("models/gemma4_unified.py:439")
     if architecture.is_composite and not architecture.is_unified and not architecture.has_vision:
         yield Remark(Topic.MODEL, "", Reason(_NO_VISION, source="models/gemma4_mm.py:203"), (_TOWER,))
     values = dict(_read_as_towers(architecture))
     if missing := {key: values[key] for key in architecture.left_out if key in values}:
         yield _lacking(missing, "SGLang reads it as a model with towers, whose values are others", _READ_AS_TOWERS)
+
+
+def _no_class(source: str) -> Remark:
+    text = "no class Gemma4UnifiedForCausalLM, and the backend that would run transformers' own class is not judged"
+    return Remark(Topic.MODEL, "", Reason(text, source=source), (_TEXT_ONLY,))
 
 
 def _read_as_towers(architecture: Architecture) -> Iterator[tuple[str, int]]:

@@ -30,13 +30,14 @@ from g4convert.engines import CONTRACTS
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
 from g4convert.forward.filling import Filling, put
 from g4convert.forward.misfits import Misfit, MisfitKind, Unfit
-from g4convert.forward.models import Model, constructing, model_class, quiet_transformers, read_config, reading
+from g4convert.forward.models import Config, Model, constructing, model_class, quiet_transformers, read_config, reading
 from g4convert.forward.modules import W4A16Linear
 from g4convert.forward.pieces import Constant, Dense, PackedGroup, Piece, Rows, TensorFiles
 from g4convert.forward.resolving import pieces_of
 from g4convert.forward.streaming import Stream
 from g4convert.forward.tables import PackedTable
 from g4convert.gemma4 import Architecture, ExtraKind, Role, droppable
+from g4convert.gemma4.architecture import TEXT_ONLY, WITHOUT_PARTS
 from g4convert.gemma4.matching import match_names
 from g4convert.names import Name
 from g4convert.quantization.torch_tiles import TORCH_DTYPES
@@ -72,7 +73,7 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
         memory: `resident` holds every tensor; `stream` the decoder layers and towers only while they run, one at
             a time; `auto` takes what the free memory allows.
         device: device that runs it; see `devices.torch_device`. The files are read on the CPU, a tensor at a time.
-        decoder_only: True to load the text model of a multimodal checkpoint alone, whether its towers are there or not.
+        decoder_only: True to load the text model alone, as `Gemma4ForCausalLM`, whether towers are there or not.
         beside: a model that is loaded already; a resident one shares with it what both files hold in the same bytes.
 
     Returns:
@@ -91,8 +92,8 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     architecture = Architecture.from_config(checkpoint.config)
     infos = checkpoint.infos
-    if decoder_only and architecture.is_composite:
-        infos = _decoder_infos(infos, architecture)
+    if decoder_only and architecture.text_types:
+        infos = _decoder_infos(infos, architecture) if architecture.is_composite else infos
         architecture = architecture.text_only()
     contents = Contents.of(infos, architecture, tied_both_ways=True)
     problems = [*_unplaced(contents)]
@@ -193,7 +194,7 @@ def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, dev
     config = read_config(path)
     with quiet_transformers():
         if architecture.model_type != config.model_type:
-            config = config.get_text_config()
+            config = _text_only(config.get_text_config())
             config.tie_word_embeddings = architecture.tied_embeddings
         for section in (config, config.get_text_config()):
             if hasattr(section, "quantization_config"):
@@ -213,6 +214,13 @@ def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, dev
             model.generation_config = transformers.GenerationConfig.from_dict(values)
     record_device(model, device)
     return model
+
+
+def _text_only(config: Config) -> Config:
+    """Return a decoder's config for `Gemma4ForCausalLM`, whose layers take the same arguments in every decoder."""
+    if config.model_type == TEXT_ONLY:
+        return config
+    return transformers.AutoConfig.for_model(**config.to_dict() | {"model_type": TEXT_ONLY, **WITHOUT_PARTS})
 
 
 def _place(model: Model, sources: Mapping[str, Rows | PackedGroup], *, packed: bool) -> dict[str, Piece]:

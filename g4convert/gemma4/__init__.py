@@ -26,7 +26,7 @@ diagnosis       Recognises quantized sources and adapters, and finds the nearest
 config.json -> Architecture -> schema: the closed set of names, shapes and roles. Headers + Architecture -> Inventory.
 """
 
-from g4convert.gemma4.architecture import Architecture, is_drafter
+from g4convert.gemma4.architecture import UNIFIED_TEXT, Architecture, is_drafter
 from g4convert.gemma4.diagnosis import quantized_format
 from g4convert.gemma4.inventory import Extra, Inventory, Segment, Weight, resolve
 from g4convert.gemma4.matching import DialectUse
@@ -53,6 +53,7 @@ from g4convert.gemma4.schema import (
 
 __all__ = [
     "TABLES",
+    "UNIFIED_TEXT",
     "Architecture",
     "AudioEmbedder",
     "AudioTower",

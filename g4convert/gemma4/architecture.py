@@ -19,6 +19,12 @@ from g4convert.gemma4.parts import AudioPart, Drafter, TextModel, VisionPart
 from g4convert.names import Name
 from g4convert.tensors import DType
 
+TEXT_ONLY = "gemma4_text"
+"""Model type of a decoder alone."""
+UNIFIED_TEXT = "gemma4_unified_text"
+"""Model type of a unified decoder alone, for which serving engines have no class."""
+WITHOUT_PARTS: Mapping[str, object] = {"hidden_size_per_layer_input": 0, "enable_moe_block": False}
+"""Keys by which a `TEXT_ONLY` config says that it has what a unified decoder has: no PLE and no experts."""
 _COMPOSITE_PREFIX = "model.language_model."
 _TEXT_PREFIX = "model."
 
@@ -164,13 +170,22 @@ class Architecture:
     def text_only(self) -> "Architecture":
         """Return the architecture of the decoder alone, as `Gemma4ForCausalLM` stores it.
 
+        A unified decoder is one without per-layer embeddings and experts, so that this class computes the same; serving
+        engines have no class for `gemma4_unified_text`.
+
         Raises:
             UsageError: an assistant, which has no text-only form.
         """
         if self.is_assistant:
             raise UsageError(f"layout text-only: {self.model_type} is a drafter, it has no text-only form")
-        model_type = "gemma4_unified_text" if self.is_unified else "gemma4_text"
-        return replace(self, model_type=model_type, vision=None, audio=None, left_out=())
+        return replace(self, model_type=TEXT_ONLY, vision=None, audio=None, left_out=())
+
+    @property
+    def text_types(self) -> tuple[str, ...]:
+        """Model types under which the decoder alone may be stored; none for an assistant."""
+        if self.is_assistant:
+            return ()
+        return (TEXT_ONLY, UNIFIED_TEXT) if self.is_unified else (TEXT_ONLY,)
 
     def untied(self) -> "Architecture":
         """Return the architecture with an output head of its own."""

@@ -6,6 +6,7 @@ from typing import Any, Final
 from g4convert.checkpoint.declared import DeclaredGroup
 from g4convert.checkpoint.sections import SECTIONS
 from g4convert.engines.weights import Weights
+from g4convert.gemma4.architecture import WITHOUT_PARTS
 from g4convert.planning.plan import Plan
 
 FORMAT_VERSION: Final = "0.20.0"
@@ -19,12 +20,19 @@ _FROM_WHOLE_CONFIG: Final = (
     "pad_token_id",
     "transformers_version",
 )
+_UNIFIED_DEFAULTS: Final[Mapping[str, object]] = {
+    "sliding_window": 1024,
+    "max_position_embeddings": 262_144,
+    "use_bidirectional_attention": "vision",
+}
+"""Defaults of transformers' class for a unified decoder that its class for other decoders has in other values."""
 
 
 def make_output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) -> dict[str, Any]:
     """Return the content of the output's config.json: the source's keys, the class, and `quantization_config`.
 
-    A text-only output of a composite source gets the source's `text_config` and the text-only class.
+    A text-only output of a composite source gets the source's `text_config` and the text-only class. Values that a
+    unified decoder leaves to its defaults are written out, as the defaults of that class differ.
 
     Args:
         source: the source's config.json.
@@ -36,6 +44,10 @@ def make_output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) 
         whole, config = config, dict(config["text_config"])
         config = {"architectures": [], **{k: whole[k] for k in _FROM_WHOLE_CONFIG if k in whole}, **config}
         config["tie_word_embeddings"] = plan.architecture.tied_embeddings
+    if plan.architecture.model_type != plan.inventory.architecture.model_type:
+        if plan.inventory.architecture.is_unified:
+            config = {**_UNIFIED_DEFAULTS, **config, **WITHOUT_PARTS}
+        config["model_type"] = plan.architecture.model_type
     if isinstance(config.get("text_config"), dict):
         config["text_config"] = {k: v for k, v in config["text_config"].items() if k not in SECTIONS}
     if source.get("tie_word_embeddings") is not False and not plan.architecture.tied_embeddings:

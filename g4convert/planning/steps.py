@@ -72,15 +72,15 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         UsageError: the recipe does not fit the model; see `packings`.
     """
     source = Architecture.from_config(checkpoint.config)
-    decoder_only = recipe.layout == "text-only" and (source.is_composite or source.is_assistant)
-    architecture = source.text_only() if decoder_only else source
-    inventory = inventory_of(checkpoint, source, decoder_only=decoder_only)
+    text_only = recipe.layout == "text-only"
+    architecture = source.text_only() if text_only else source
+    inventory = inventory_of(checkpoint, source, decoder_only=text_only and source.is_composite)
     untied = inventory.untied()
     named = {weight.name: name for weight in untied.weights if (name := source.name_in(architecture, weight.name))}
     packed = decide_packings(recipe, architecture.untied(), untied, named)
     if not {weight.name for weight in untied.weights if weight.role in _TIED_ROLES}.isdisjoint(packed):
         inventory = untied
-        architecture = architecture.untied() if decoder_only else untied.architecture
+        architecture = architecture.untied() if text_only else untied.architecture
     steps: list[Step] = []
     fused: dict[str, list[Weight]] = defaultdict(list)
     for weight in inventory.weights:

@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(HERE.parent), str(HERE)]
 from helpers.engine_cases import GOLDEN, Contracted, contracts, report  # noqa: E402 -- after the paths
 from real_sglang import Sglang  # noqa: E402
 from real_vllm import Vllm  # noqa: E402
+from sources import unlike  # noqa: E402
 
 CACHE = ROOT / "build" / "engines"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_31_x86_64", "manylinux_2_34_x86_64", "manylinux2014_x86_64")
@@ -56,7 +57,8 @@ def main(arguments: list[str]) -> int:
     wrong = []
     for label, contract in contracts().items():
         package, _, version = GOLDEN[label].partition("-")
-        engine = {"vllm": Vllm, "sglang": Sglang}[package](unpacked(package, version))
+        root = unpacked(package, version)
+        engine = {"vllm": Vllm, "sglang": Sglang}[package](root)
         real = report(engine)
         golden = HERE.parent / "golden" / "engines" / f"{GOLDEN[label]}.txt"
         if "--record" in arguments:
@@ -69,6 +71,7 @@ def main(arguments: list[str]) -> int:
             for line in difflib.unified_diff(text.splitlines(), real.splitlines(), name, label, lineterm="", n=0)
             if not line.startswith("@@")
         ]
+        found += unlike(label, root)
         print(*found, f"{label}: {len(real.splitlines())} answers, {len(found)} lines of difference", sep="\n")  # noqa: T201 -- a report
         wrong += found
     return int(bool(wrong))

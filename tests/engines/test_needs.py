@@ -130,3 +130,18 @@ def test_all_keys_that_are_missing_are_named_at_once() -> None:
 def test_the_released_configs_lack_nothing(size: str) -> None:
     weights = make_planned_weights(planned(released(size), pack=["attention", "mlp"]))
     assert {one.loads for one in verdicts(weights, tps=[1])} == {YES}
+
+
+def test_engines_have_no_class_for_a_unified_decoder_alone() -> None:
+    config = text_only("12B")
+    weights = make_planned_weights(planned(config))
+    vllm, sglang, transformers = verdicts_with_remedies(weights, ["vllm", "sglang", "transformers"], [1])
+    assert "no class Gemma4UnifiedForCausalLM" in vllm.told[0].line
+    assert [one.text.partition(",")[0] for one in vllm.ways] == ["quantize the source with `--layout text-only`"]
+    assert (sglang.loads, transformers.loads) == (NO, YES)
+    assert WIDTHS in sglang.told[0].line
+    (alike,) = verdicts_with_remedies(make_planned_weights(planned(one_width(config))), ["sglang"], [1])
+    assert "no class Gemma4UnifiedForCausalLM" in alike.told[0].line
+    for source in (config, small("12B")):
+        assert verdict(make_planned_weights(planned(source, layout="text-only")), "vllm", 1).loads is YES
+    assert verdict(make_planned_weights(planned(one_width(config), layout="text-only")), "sglang", 1).loads is YES

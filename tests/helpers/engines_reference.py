@@ -54,7 +54,8 @@ All engines match a pattern (`re:`) with `re.match`: it has to match from the st
 """
 _NEEDS = """## Models that an engine does not start with
 
-An engine stops at these before it reads a weight, whatever is packed.
+An engine stops at these before it reads a weight, whatever is packed. `make test-engines` looks for the lines of its
+source that say so, which `tests/engines/sources.py` lists.
 """
 
 
@@ -65,6 +66,7 @@ def _without(family: str, key: str) -> Config:
 
 _LACKING: Mapping[str, Config] = {
     "a text-only model whose layers have heads of several sizes, as all released ones": FAMILIES["text"],
+    "a unified decoder alone, as `Gemma4UnifiedForCausalLM`": FAMILIES["unified text"],
     "a model with towers, and `vision_config` null": FAMILIES["E2B"] | {"vision_config": None},
     "a unified model, and `vision_config` null": FAMILIES["12B"] | {"vision_config": None},
     "a model with towers, as saved without `default_output_length`": _without("31B", "default_output_length"),

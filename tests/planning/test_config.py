@@ -91,13 +91,13 @@ def test_transformers_builds_what_is_packed(family: Family, checkpoints: Checkpo
 
 
 def text_only(family: Family) -> Model:
-    """The causal LM that the text-only output of a composite family is."""
+    """The causal LM that the text-only output of a family is."""
     from g4convert.demo.checkpoints import _CONFIGS  # noqa: PLC0415 - the decoder's config, unwrapped
 
-    unified = family is Family.UNIFIED
-    model_type = "gemma4_unified_text" if unified else "gemma4_text"
+    spec = _CONFIGS[family]
+    config = {"hidden_size_per_layer_input": 0, **spec.get("text_config", spec), "model_type": "gemma4_text"}
     with torch.device("meta"):
-        return model_class(model_type)(AutoConfig.for_model(model_type, **_CONFIGS[family]["text_config"]))
+        return model_class("gemma4_text")(AutoConfig.for_model(**config))
 
 
 @pytest.mark.parametrize("family", two_when_quick(Family))

@@ -7,6 +7,7 @@ instead, since each generated token would read all its weights again.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, cast
@@ -73,19 +74,20 @@ def run_logits(
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
     with memory_faults():
         progress.say("verifying level logits: loading the models")
+        text_only = not Architecture.from_config(out.config).is_composite
+        load_alike = partial(load_model, asked=asked, text_only=text_only)  # layers are swapped between the models
         try:
-            dequantized = load_model(out, asked, dtype, packed=False)
-            packed = ModelCandidate(load_model(out, asked, dtype, beside=dequantized))
+            dequantized = load_alike(out, dtype=dtype, packed=False)
+            packed = ModelCandidate(load_alike(out, dtype=dtype, beside=dequantized))
         except Unfit as refused:
             return LevelResult(tuple(_refusal_findings(refused)), {})
         if stored is not None and asked.reference is not None:
             stored.check_fits(asked.reference, dequantized.config)
-        text_only = not Architecture.from_config(out.config).is_composite
         stored, left_out = _drop_media_probes(stored, text_only=text_only)
         original = None
         if measures_loss and source is not None:  # only its text model if the output is text-only
-            original = ModelCandidate(load_model(source, asked, dtype, beside=dequantized, text_only=text_only))
-        rounded = None if dtype == "float32" else ModelCandidate(load_model(out, asked, "float32", packed=False))
+            original = ModelCandidate(load_alike(source, dtype=dtype, beside=dequantized))
+        rounded = None if dtype == "float32" else ModelCandidate(load_alike(out, dtype="float32", packed=False))
         models = Models((stored or original) if measures_loss else None, ModelCandidate(dequantized), packed, rounded)
         with threads_for(dequantized):
             probes, notes = _choose_probes(asked, original.model if original else dequantized, stored, progress)

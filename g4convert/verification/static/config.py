@@ -5,7 +5,7 @@ Two spellings of one fact (`global_head_dim` and `per_layer_config`, `torch_dtyp
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, Final
 
 from g4convert.checkpoint.sections import SECTIONS
@@ -29,7 +29,7 @@ def config_keys(out: Mapping[str, Any], source: Mapping[str, Any], *, text_only:
     untied = out.get("tie_word_embeddings") is False and source.get("tie_word_embeddings") is not False
     if text_only:
         head = {"tie_word_embeddings": source.get("tie_word_embeddings", _MISSING)}
-        section = source.get("text_config", {})
+        section = source.get("text_config", source)
         source = {**section, **{key: value for key, value in head.items() if value is not _MISSING}}
     source = _untied(source) if untied else source
     yield from _differences(out, source, out, "", _QUIET | _CLASSES if text_only else _QUIET)
@@ -99,7 +99,9 @@ def read_architecture(out: Mapping[str, Any], source: Architecture | None) -> tu
         )
     if source is None:
         return own, ()
-    wanted = source.text_only() if source.is_composite and not own.is_composite else source
+    wanted = source
+    if own.model_type in source.text_types:
+        wanted = replace(source.text_only(), model_type=own.model_type)
     wanted = wanted if own.tied_embeddings else wanted.untied()  # then the output must have the source's head
     return wanted, tuple(_parts_that_differ(own, wanted))
 

@@ -102,7 +102,7 @@ def check_static(
         original,
         original_architecture,
         differences,
-        text_only=original_architecture.is_composite and not architecture.is_composite,
+        text_only=architecture.model_type != original_architecture.model_type,
     )
     yield from _read(stored, inventory_for(architecture, original, original_architecture), tuple(tp), engines)
     text = "tokenizer, processor and all other files are byte for byte the source's"

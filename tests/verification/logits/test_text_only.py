@@ -30,6 +30,17 @@ def parity_holds(report: Report) -> bool:
 
 @pytest.mark.usefixtures("brief")
 @pytest.mark.wide
+@pytest.mark.parametrize("layout", ["full", "text-only"])
+def test_a_unified_decoder_under_either_class_against_its_source(
+    layout: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    source, out = checkpoints("unified_text"), tmp_path / "out"
+    quantized(source, out, layout=layout)
+    assert parity_holds(verify(Request(out, source, Level.LOGITS)))
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.wide
 @pytest.mark.parametrize("family", one_in(4, ["unified", "e2b", "moe", "dense"]))
 def test_a_text_only_output_against_its_multimodal_original(
     family: str, checkpoints: Checkpoints, tmp_path: Path

@@ -393,6 +393,21 @@ def test_what_is_left_out_is_listed_with_its_reason(written: Converted) -> None:
     assert [one.expected for one in dropped] == ["not part of a text-only checkpoint"]
 
 
+@pytest.mark.parametrize("family", ["unified", "unified_text"])
+def test_a_unified_decoder_alone_is_the_sources_under_either_model_type(
+    family: str, written: Converted, tmp_path: Path
+) -> None:
+    """An earlier release wrote `Gemma4UnifiedForCausalLM`, which serving engines do not have."""
+    source, out = written(family, "text-only")
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == "gemma4_text"
+    earlier = Path(shutil.copytree(out, tmp_path / "earlier"))
+    named = {"model_type": "gemma4_unified_text", "architectures": ["Gemma4UnifiedForCausalLM"]}
+    (earlier / "config.json").write_text(json.dumps(config | named))
+    for one in (out, earlier):
+        assert not [found for found in checked(one, source) if found.severity in {Severity.FAIL, Severity.WARN}]
+
+
 Section = dict[str, Any]
 
 
