@@ -222,6 +222,14 @@ def _reformat(name: str) -> Damage:
     return change
 
 
+def _put(name: str, value: object) -> Damage:
+    return lambda directory: (directory / name).write_text(json.dumps(value)) and None
+
+
+def _update(name: str, **values: object) -> Damage:
+    return lambda directory: _put(name, {**json.loads((directory / name).read_text()), **values})(directory)
+
+
 def _write(name: str) -> Damage:
     return lambda directory: (directory / name).write_text("{}") and None
 
@@ -340,6 +348,8 @@ STATIC: Mapping[str, Damage] = {
     "tokenizer lost": lambda directory: (directory / "tokenizer.json").unlink(),
     "chat template changed": _change_byte("chat_template.jinja"),
     "generation config written anew": _reformat("generation_config.json"),
+    "other special tokens": _put("special_tokens_map.json", {"eos_token": "<pad>", "bos_token": "<unk>"}),
+    "temperature changed": _update("generation_config.json", temperature=0.1),
     "file too many": _write("notes.txt"),
 }
 

@@ -27,9 +27,10 @@ from g4convert.gemma4 import Architecture, Inventory
 from g4convert.report import Finding, Severity, join_alike
 from g4convert.verification.static.config import config_keys, model_class, read_architecture
 from g4convert.verification.static.engines import dead_entries, wrong_forms
-from g4convert.verification.static.files import broken_files, loose_files, side_files, total_size
+from g4convert.verification.static.files import broken_files, loose_files, total_size
 from g4convert.verification.static.packing import fits_ranks, fused_experts, groups_of, other_schemes, packing
 from g4convert.verification.static.section import cache_scheme, section_faults
+from g4convert.verification.static.side_files import side_files
 from g4convert.verification.static.tensors import (
     accounted,
     built_plain,

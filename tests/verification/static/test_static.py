@@ -152,6 +152,8 @@ ROWS = (
     row("tokenizer changed", "dense", ("side_files", FAIL, "tokenizer.json")),
     row("tokenizer lost", "dense", ("side_files", FAIL, "tokenizer.json")),
     row("chat template changed", "dense", ("side_files", FAIL, "chat_template.jinja")),
+    row("other special tokens", "dense", ("side_files", FAIL, "special_tokens_map.json")),
+    row("temperature changed", "dense", ("side_files", FAIL, "generation_config.json")),
     row("generation config written anew", "dense", ("side_files", WARN, "generation_config.json")),
 )
 SEEN_WITHOUT_SOURCE = {
