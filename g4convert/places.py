@@ -1,5 +1,6 @@
 """Places of the files that a command writes: not among the files that it reads, not over one of them, not at a mount.
 
+expand_home       Replaces `~` at the start of a path
 check_above       Checks that a place to write lies in a directory
 check_apart       Checks files that are written against those that are read
 already_exists    Returns the error for a file that exists
@@ -17,6 +18,11 @@ from g4convert.errors import UsageError
 
 _MOUNTS = Path("/proc/self/mountinfo")
 """Linux's list of mounts: the fifth word of a line is the place, with spaces and such in octal."""
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path as a user gives it, with `~` or `~user` at its start replaced; a user that is not there stays."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 -- Path's raises where there is no such user
 
 
 def check_above(path: Path) -> None:

@@ -23,7 +23,7 @@ from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.conversion.statistics import Statistics
 from g4convert.devices import torch_device
 from g4convert.errors import UsageError
-from g4convert.places import already_exists, check_apart
+from g4convert.places import already_exists, check_apart, expand_home
 from g4convert.planning.between import state_bytes
 from g4convert.progress import Progress
 from g4convert.run_options import check_run
@@ -129,17 +129,18 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         Interrupted: stopped on request; ids and finished layers are kept.
     """
     check_run(workers=workers, device=device)
-    path, display = Path(output), progress or Progress()
+    path, display = expand_home(output), progress or Progress()
+    texts = None if data is None else str(expand_home(data))
     exists = path.is_file() and not overwrite
     _check_name(path)
     if not exists:
         _check_place(path, overwrite=overwrite)
     request = CalibrationRequest.of(os.fspath(model), samples=samples, length=length, seed=seed)
-    check_apart([path, partial_of(path)], [request.checkpoint.path, *([] if data is None else [Path(data)])])
-    documents = request.read_bundled() if data is None else request.read(os.fspath(data))
+    check_apart([path, partial_of(path)], [request.checkpoint.path, *([] if texts is None else [Path(texts)])])
+    documents = request.read_bundled() if texts is None else request.read(texts)
     own = should_answer(request.checkpoint, torch_device(device), chat=request.frame.chat, asked=answers)
-    if own.answers and data is not None:
-        request.check_questions(os.fspath(data), documents)
+    if own.answers and texts is not None:
+        request.check_questions(texts, documents)
     begun = Begun(path, {**request.facts, "data": hash_of_documents(documents), "answers": own.answers})
     make_ids = partial(request.make_file, documents, own, device, display)
     if exists:

@@ -3,11 +3,11 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from g4convert.checkpoint import source
 from g4convert.inspection import engines as inspection
 from g4convert.inspection.engines import Checked, CheckRequest
+from g4convert.places import expand_home
 
 
 def check(
@@ -34,7 +34,7 @@ def check(
         UnsupportedError: weights of another format than compressed-tensors' packed one.
         EnvironmentFault: a model is not in the cache and cannot be fetched.
     """
-    request = CheckRequest.of(Path(model), engines, tp)  # names first: they cost no look-up
+    request = CheckRequest.of(expand_home(model), engines, tp)  # names first: they cost no look-up
     directory = source.resolve(os.fspath(model)).path
     target = None if assistant_of is None else source.resolve(os.fspath(assistant_of)).path
     checked = inspection.check(replace(request, directory=directory, target=target))

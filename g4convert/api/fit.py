@@ -31,7 +31,7 @@ from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import LossUnit, Sensitivities, measure_missing
 from g4convert.fitting.target import Loss, Target, check_budget, parse_target
 from g4convert.fitting.writing import format_yaml, make_checked_plan, make_values, remove_refused
-from g4convert.places import already_exists, check_apart
+from g4convert.places import already_exists, check_apart, expand_home
 from g4convert.planning.gate import Outlook
 from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.recipe import DEFAULT
@@ -117,15 +117,15 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     check_run(tp=tp, workers=workers, device=device, memory=memory, dtype=dtype)
     target = parse_target(None if target_size is None else str(target_size), target_bits, max_kl)
     display, tps = with_messages_to(progress, say), tuple(tp) or (1,)
-    _check_output(Path(output), target, overwrite=overwrite)
-    files = _Files.of(Path(output), calibration, sensitivities, plot)
+    _check_output(expand_home(output), target, overwrite=overwrite)
+    files = _Files.of(expand_home(output), calibration, sensitivities, plot)
     is_kept = files.recipe.is_file() and not overwrite
     files.check_writable(is_kept=is_kept)
     base, forms = resolve_recipe(recipe, overrides), parse_choices(choices)
     if tp and not base.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
     directory = source.resolve(os.fspath(model)).path
-    files.check_apart(directory, Path(base.name))
+    files.check_apart(directory, expand_home(base.name))
     checkpoint = Checkpoint.open(directory)
     problem = remove_refused(Problem.of(make_plan(checkpoint, base.recipe), forms), checkpoint, tps)
     if not isinstance(target, Loss):
@@ -170,9 +170,9 @@ class _Files:
         """Return the files, those that were not named beside the recipe."""
         return cls(
             recipe,
-            Path(losses) if losses else recipe.with_suffix(".sensitivities.json"),
-            None if plot is None else Path(plot),
-            Path(ids) if ids else recipe.with_name(f"{recipe.stem}.calibration.safetensors"),
+            expand_home(losses) if losses else recipe.with_suffix(".sensitivities.json"),
+            None if plot is None else expand_home(plot),
+            expand_home(ids) if ids else recipe.with_name(f"{recipe.stem}.calibration.safetensors"),
             bool(ids),
         )
 

@@ -16,6 +16,7 @@ from g4convert.conversion.result import Summary
 from g4convert.conversion.run import Layers, convert
 from g4convert.engines.verdicts import Verdict
 from g4convert.errors import UsageError
+from g4convert.places import expand_home
 from g4convert.planning.costs import MethodCost, estimate_costs
 from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.recipe_files import ResolvedRecipe
@@ -191,9 +192,16 @@ def make_job(  # noqa: PLR0913 - the choices of a conversion
     if tp and not recipe.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
     place = source.resolve(os.fspath(model))
-    data = None if calibration is None else Path(calibration)
+    data = None if calibration is None else expand_home(calibration)
     return Job(
-        place, recipe, Path(output), workers, device, overwrite=overwrite, tps=tuple(tp) or (1,), calibration=data
+        place,
+        recipe,
+        expand_home(output),
+        workers,
+        device,
+        overwrite=overwrite,
+        tps=tuple(tp) or (1,),
+        calibration=data,
     )
 
 

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from g4convert.checkpoint import source
+from g4convert.places import expand_home
 from g4convert.progress import Progress, with_messages_to
 from g4convert.report import Report
 from g4convert.request import Level, Request, ServedEngine
@@ -62,12 +62,12 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         reference=None if reference is None else source.file_or_model(os.fspath(reference)),
         level=parse_choice("--level", level, Level),
         profile=None if profile is None else os.fspath(profile),
-        prompts=None if prompts is None else Path(prompts),
+        prompts=None if prompts is None else expand_home(prompts),
         memory=parse_choice("--memory", memory, MemoryUse),
         dtype=dtype,
         device=device,
         engine=parse_choice("--engine", engine, ServedEngine),
-        engine_python=None if engine_python is None else Path(engine_python),
+        engine_python=None if engine_python is None else expand_home(engine_python),
         engine_url=engine_url,
         engine_timeout=engine_timeout,
     )

@@ -22,6 +22,7 @@ from typing import Final
 from g4convert.checkpoint.beside import FOREIGN_SUFFIXES
 from g4convert.checkpoint.shards import INDEX
 from g4convert.errors import EnvironmentFault, InputError
+from g4convert.places import expand_home
 
 IGNORED: Final = [*(f"*{suffix}" for suffix in FOREIGN_SUFFIXES), "original/*", "consolidated*"]
 """Patterns of files that are not fetched: other weight formats, and the second copy in some repositories."""
@@ -69,7 +70,7 @@ def resolve(model: str) -> Source:
         InputError: no such directory, repository or revision; gated; not a name at all.
         EnvironmentFault: not in the cache, and no network to fetch it with; or the cache is not writable.
     """
-    path = Path(model).expanduser()
+    path = expand_home(model)
     if model and path.exists():
         return Source.at(path)
     repo, separator, revision = model.partition("@")
@@ -85,7 +86,7 @@ def resolve(model: str) -> Source:
 
 def display_name(model: str) -> str:
     """Return a model as reports name it: a path, or a name of the hub as it was given, with its revision."""
-    path = Path(model).expanduser()
+    path = expand_home(model)
     return str(path) if path.exists() else model
 
 
@@ -96,7 +97,7 @@ def file_or_model(name: str) -> Path:
         InputError: no such file; see `resolve`.
         EnvironmentFault: see `resolve`.
     """
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.is_dir():
         return resolve(name).path
     if path.is_file():
@@ -111,7 +112,7 @@ def file_or_model(name: str) -> Path:
 
 def _name_hint(model: str) -> str:
     """Return the hint for a directory that is not there, and that is no name of a repository either."""
-    path = Path(model).expanduser()
+    path = expand_home(model)
     if model and (meant := _nearest_directory(path)):
         return f"did you mean {meant}?"
     if model.startswith((".", "/", "~")) and not path.parent.is_dir():

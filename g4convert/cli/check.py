@@ -1,7 +1,5 @@
 """`g4convert check`."""
 
-from pathlib import Path
-
 import typer
 
 from g4convert.cli.options import Json, NoColor, Quiet, Verbose
@@ -9,6 +7,7 @@ from g4convert.cli.printing import print_json
 from g4convert.cli.recipe_options import Engines, TensorParallel
 from g4convert.cli.verify_options import AssistantOf, Checked, Fix, Strict
 from g4convert.errors import GateError, UsageError
+from g4convert.places import expand_home
 
 
 def check(  # noqa: PLR0913 - one parameter for each option
@@ -31,7 +30,7 @@ def check(  # noqa: PLR0913 - one parameter for each option
     from g4convert.inspection import fix as config_fix
     from g4convert.inspection.engines import CheckRequest
 
-    request = CheckRequest.of(Path(output), engine or (), tp or ())  # names first: they need no look-up
+    request = CheckRequest.of(expand_home(output), engine or (), tp or ())  # names first: they need no look-up
     place = source.resolve(output)
     if fix and place.revision:
         raise UsageError(

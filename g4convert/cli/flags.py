@@ -1,8 +1,14 @@
 """Commands whose help shows flags without a type: `--help` takes no value, so that `<bool>` would mislead."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from typer.core import TyperCommand, TyperGroup
+
+from g4convert.places import expand_home
+
+_PATHS: Final = {"FILE", "OUT", "DIR"}
+"""Names that help gives to values which are paths."""
 
 
 class Command(TyperCommand):
@@ -11,6 +17,14 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 -- Typer has no public names for these
         """Return the command's parameters, with `--help`."""
         return _hide_flag_types(super().get_params(ctx))
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 -- the same
+        """Run the command, with `~` replaced in the paths that it is given."""
+        for parameter in self.params:
+            given = ctx.params.get(parameter.name)
+            if parameter.metavar in _PATHS and isinstance(given, str | Path):
+                ctx.params[parameter.name] = type(given)(expand_home(given))
+        return super().invoke(ctx)
 
 
 class Group(TyperGroup):

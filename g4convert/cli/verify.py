@@ -1,7 +1,5 @@
 """`g4convert verify`."""
 
-from pathlib import Path
-
 import typer
 
 from g4convert.cli.options import FloatType, Json, Memory, NoColor, Quiet, RunDevice, Verbose
@@ -20,6 +18,7 @@ from g4convert.cli.verify_options import (
     VerifyEngine,
     VerifyLevel,
 )
+from g4convert.places import expand_home
 
 
 def verify(  # noqa: PLR0913 - one parameter for each option
@@ -51,7 +50,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
 
     directory = source.resolve(output).path
     options = verification.PrintOptions(quiet, verbose, no_color, strict, junit, html)
-    options.check_places(directory, *(Path(path) for path in (reference, profile, prompts) if path is not None))
+    options.check_places(directory, *(expand_home(path) for path in (reference, profile, prompts) if path is not None))
     with options.open_progress() as progress:
         report = api.verify(
             output,

@@ -22,6 +22,7 @@ from g4convert.conversion.staging import Staging
 from g4convert.conversion.statistics import Statistics
 from g4convert.engines.verdicts import TENSOR_PARALLEL
 from g4convert.errors import UnsupportedError, UsageError
+from g4convert.places import expand_home
 from g4convert.planning.config import make_output_config
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layers import layer_steps
@@ -65,7 +66,7 @@ class Job:
     @property
     def files(self) -> tuple[Path, ...]:
         """Files that are read beside the source: the calibration file that the user named, and those of the recipe."""
-        recipe_files = map(Path, {self.recipe.name, *self.recipe.origins.values()})
+        recipe_files = map(expand_home, {self.recipe.name, *self.recipe.origins.values()})
         named_file = () if self.calibration is None else (self.calibration,)
         return (*named_file, *sorted(path for path in recipe_files if path.is_file()))
 

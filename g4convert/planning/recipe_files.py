@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from g4convert.bounded import MOST_YAML, read_text
 from g4convert.errors import UsageError
+from g4convert.places import expand_home
 from g4convert.plain_yaml import parse
 from g4convert.planning.recipe import DEFAULT, Recipe, RecipeMethod
 from g4convert.planning.recipe_faults import make_refusal, show_value
@@ -68,7 +69,7 @@ def read_source(name: str) -> tuple[str, str]:
         UsageError: no such recipe, or its file cannot be read.
     """
     if _is_path(name):
-        path = Path(name)
+        path = expand_home(name)
         if not path.is_file():
             raise UsageError(f"recipe {name}: no such file", hint="`g4convert recipe list` shows the shipped ones")
         try:
@@ -128,7 +129,7 @@ def _read_extends_chain(name: str) -> list[tuple[str, dict[str, object]]]:
             raise UsageError(
                 f"recipe {[*seen.values()][-1]}: extends is {show_value(following)}, expected a name or a path"
             )
-        place = str(Path(following).resolve()) if _is_path(following) else following
+        place = str(expand_home(following).resolve()) if _is_path(following) else following
         if place in seen:
             raise UsageError(f"recipe {name}: extends itself through {' -> '.join([*seen.values(), following])}")
         seen[place] = following
@@ -137,7 +138,7 @@ def _read_extends_chain(name: str) -> list[tuple[str, dict[str, object]]]:
         base = layer.pop("extends", None)
         layers.append((origin, layer))
         if isinstance(base, str) and base.endswith((".yaml", ".yml")) and "/" in following:
-            base = str(Path(following).parent / base)
+            base = str(Path(following).parent / expand_home(base))
         following = base
     return layers
 

@@ -21,6 +21,7 @@ from pydantic import (
 
 from g4convert.bounded import MOST_YAML, read_text
 from g4convert.errors import UsageError
+from g4convert.places import expand_home
 from g4convert.plain_yaml import parse
 from g4convert.suggestions import suggest
 
@@ -136,7 +137,7 @@ def load(name: str) -> Profile:
     Raises:
         UsageError: no such profile, not YAML, an unknown key, a value out of range.
     """
-    path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else _SHIPPED.get(name)
+    path = expand_home(name) if "/" in name or name.endswith((".yaml", ".yml")) else _SHIPPED.get(name)
     if path is None:
         hint = suggest(name, _SHIPPED) or f"shipped: {', '.join(_SHIPPED)}; a path works too"
         raise UsageError(f"profile {name}: not one of the shipped profiles", hint=hint)
