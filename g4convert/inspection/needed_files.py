@@ -26,7 +26,7 @@ from g4convert.gemma4 import Architecture
 from g4convert.inspection.file_faults import CODE, FileFault
 from g4convert.report import Finding, Severity
 
-_COPY: Final = "copy it from the model that this one was made from"
+_FROM: Final = "from the model that this one was made from"
 _TEXT_ALONE: Final = "--language-model-only"
 
 
@@ -39,12 +39,13 @@ def missing_files(out: Checkpoint, architecture: Architecture) -> Iterator[FileF
         found = "missing, so it does not start"
         if TOKENIZER_CONFIG in names:
             found = f"missing beside {TOKENIZER_CONFIG}, so every text is unknown tokens"
-        yield FileFault(("vllm", "sglang"), "tokenizer.json", found, _COPY)
+        yield FileFault(("vllm", "sglang"), "tokenizer.json", found, f"copy tokenizer.json {_FROM}")
     if architecture.is_composite and not has_processor(names):
         file = "processor_config.json"
-        yield FileFault(("sglang",), file, "missing, so it does not start", _COPY)
+        copy = f"copy {file} {_FROM}"
+        yield FileFault(("sglang",), file, "missing, so it does not start", copy)
         found = f"missing: needs `{_TEXT_ALONE}`, and takes text alone"
-        yield FileFault(("vllm",), file, found, _COPY, Topic.FLAG, _TEXT_ALONE)
+        yield FileFault(("vllm",), file, found, copy, Topic.FLAG, _TEXT_ALONE)
 
 
 def missing_template(out: Checkpoint, architecture: Architecture) -> Iterator[Finding]:
@@ -53,4 +54,4 @@ def missing_template(out: Checkpoint, architecture: Architecture) -> Iterator[Fi
     if architecture.is_assistant or not has_tokenizer(names) or has_chat_template(out.path, names):
         return
     found = "no chat template: engines refuse requests to chat; a base model has none"
-    yield Finding(CODE, Severity.INFO, CHAT_TEMPLATE, found, "", f"if the model was trained to chat, {_COPY}")
+    yield Finding(CODE, Severity.INFO, CHAT_TEMPLATE, found, "", f"if the model was trained to chat, copy it {_FROM}")

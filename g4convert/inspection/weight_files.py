@@ -27,7 +27,6 @@ from g4convert.tensors import TensorInfo
 
 _OF_MISTRAL: Final = ("consolidated.safetensors", SINGLE)
 """Two files without an index, of which SGLang reads the second alone."""
-_DELETE: Final = "delete it, or move it out of the directory"
 _AS_WELL: Final = f"read as well, as there is no {INDEX}"
 _IN_FOLDER: Final = "not found, as no folder is searched"
 _MOVE: Final = f"move the weights beside config.json, and take the folder out of their names in {INDEX}"
@@ -59,7 +58,7 @@ def _transformers(out: Checkpoint) -> Iterator[FileFault]:
     elif not os.path.lexists(out.path / INDEX):
         remedy = f"write {INDEX}: its `weight_map` has the file of each tensor"
         if len(files) == 1:
-            remedy = f"rename it to {SINGLE}"
+            remedy = f"rename {files[0]} to {SINGLE}"
         found = f"not read, as it is not {SINGLE} and there is no {INDEX}"
         yield FileFault(("transformers",), abbreviate(files), found, remedy)
 
@@ -76,7 +75,7 @@ def _consolidated(out: Checkpoint, names: Sequence[str]) -> Iterator[FileFault]:
     stray = [name for name in names if name not in out.weight_files]
     if not unread:
         return
-    remedy = f"delete {abbreviate(stray)}, or move it out of the directory" if stray else f"rename {abbreviate(names)}"
+    remedy = _delete(abbreviate(stray)) if stray else f"rename {abbreviate(names)}"
     if not read:
         found = f"not looked for, as {abbreviate(stray)} makes vLLM look for files of that name beside config.json"
         yield FileFault(("vllm",), abbreviate(unread), found, remedy)
@@ -101,16 +100,20 @@ def _beside(out: Checkpoint, engines: Collection[str]) -> Iterator[FileFault]:
         try:
             found = {one.name for one in read_header(out.path, name).tensors}
         except InputError:
-            yield FileFault(("vllm", "sglang"), name, f"{_AS_WELL}, and it is damaged", _DELETE)
+            yield FileFault(("vllm", "sglang"), name, f"{_AS_WELL}, and it is damaged", _delete(name))
             continue
         both, others = found & out.tensors.keys(), found - out.tensors.keys()
         if others and "vllm" in engines:
             text = f"{_AS_WELL}: its tensors are {CONTRACTS['vllm'].on_unknown}"
-            yield FileFault(("vllm",), name, text, _DELETE)
+            yield FileFault(("vllm",), name, text, _delete(name))
         if both:
             text = f"{_AS_WELL}, and {len(both)} tensors are in both"
             hit = ("sglang",) if others or "vllm" not in engines else ("vllm", "sglang")
-            yield FileFault(hit, name, text, _DELETE)
+            yield FileFault(hit, name, text, _delete(name))
+
+
+def _delete(name: str) -> str:
+    return f"delete {name}, or move it out of the directory"
 
 
 def _infos(directory: Path, names: Collection[str]) -> dict[str, TensorInfo]:

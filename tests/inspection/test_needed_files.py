@@ -57,7 +57,7 @@ def test_engines_need_files_beside_the_weights(
     assert exit_code(found) == (1 if expected[1] is NO else 0)
     told = [one for one in found.report.findings if one.code == "engines.files"]
     assert bool(told) == (gone != TOKENIZER[1:])
-    assert all("copy it from" in one.remedy for one in told)
+    assert all(" from the model that this one was made from" in one.remedy for one in told)
     assert {one.severity for one in told} <= {Severity.FAIL, Severity.WARN, Severity.INFO}
 
 

@@ -197,9 +197,12 @@ def test_settings_of_a_quantizer_count_where_the_config_has_none(dense: Path, tm
 @pytest.mark.parametrize(
     ("change", "mend"),
     [
-        (one_file("pytorch_model.safetensors"), "rename it to model.safetensors"),
+        (one_file("pytorch_model.safetensors"), "rename pytorch_model.safetensors to model.safetensors"),
         (beside(CONSOLIDATED, OTHER), f"delete {CONSOLIDATED}, or move it out of the directory"),
-        (beside("adapter_model.safetensors", LORA), "delete it, or move it out of the directory"),
+        (
+            beside("adapter_model.safetensors", LORA),
+            "delete adapter_model.safetensors, or move it out of the directory",
+        ),
         (
             two_files("sub/a.safetensors", "sub/b.safetensors", index=True),
             f"move the weights beside config.json, and take the folder out of their names in {INDEX}",
@@ -228,7 +231,7 @@ def follow(directory: Path, told: Finding) -> None:
         case "rename":
             (directory / told.subject).rename(directory / words[-1])
         case "delete":
-            (directory / (told.subject if words[0] == "it," else words[0].rstrip(","))).unlink()
+            (directory / words[0].rstrip(",")).unlink()
         case "move":
             index = (directory / INDEX).read_text()
             for path in directory.glob("sub/*"):
