@@ -18,7 +18,7 @@ REMEDIES = "tests/cli/test_remedies.py::"
 _SOURCE = f"{REMEDIES}test_the_hint_of_a_refused_source_works"
 _CHOICES = "tests/cli/test_option_remedies.py::"
 _OPTIONS = f"{_CHOICES}test_the_hint_of_refused_options_works"
-_LAYOUTS = "tests/checkpoint/test_layouts.py::"
+_LAYOUTS = "tests/checkpoint/test_not_a_model.py::"
 _HUB = "tests/cli/test_hub_remedies.py::"
 _MACHINE = "tests/cli/test_machine_remedies.py::"
 _METHODS = "tests/cli/test_method_remedies.py::"
@@ -40,17 +40,16 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "lists what the directory holds",
     ),
     _OPTIONS: (
-        "<_fitting(", "leave nothing to pack at 4 or 8",
+        "<_advise_group_size(", "leave nothing to pack at 4 or 8",
         "--num-bits 4, or --method mse", "MODEL` lists the roles it has", "MODEL -v` lists every module",
         "decide alike on q, k and v", "schema` lists every key", "schema` says what can",
         "list` shows the shipped ones", "list` shows them", "`*` stays in its directory",
     ),
-    "tests/gemma4/test_fitting.py::test_the_model_type_is_that_of_what_the_config_describes": ("set model_type to {}",),
+    "tests/gemma4/test_wrong_keys.py::test_the_model_type_is_that_of_what_the_config_describes": ("set model_type to {}",),
     f"{REMEDIES}test_experts_of_several_dtypes_are_packed_or_saved_in_one": ("pack the experts, or save",),
     f"{_CHOICES}test_the_hint_about_a_place_to_write_works": (
         "give -o another directory", "cd .. and -o {}, or give", "or --overwrite to replace this one",
         "move it away, or give -o another",
-        "--device cpu does the same",
     ),
     f"{_CHOICES}test_the_hint_about_what_lies_beside_an_output_works": ("--overwrite makes it again", "move it away"),
     "tests/conversion/test_resume.py::test_what_no_run_left_is_refused_and_overwrite_starts_again": (
@@ -111,14 +110,14 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
 _CAUSES = "tests/gemma4/test_causes.py::"
 _NAMES = "tests/gemma4/test_name_causes.py::"
 _SHAPES = "tests/gemma4/test_shape_causes.py::"
-_FITTING = "tests/gemma4/test_fitting.py::"
+_FITTING = "tests/gemma4/test_wrong_keys.py::"
 _TRAINERS = "tests/gemma4/test_trainers.py::"
 CAUSES: Mapping[str, tuple[str, ...]] = {
     _SOURCE: (
         "copy them from the model it was made of", "no output head is stored", "the model is whole without them",
         "delete it if it is a copy of k_proj", "put it back, as the base model's", '": null` in config.json says so',
         "decoder weights under a multimodal config.json", "save the tensors without the",
-        "in config.json set", "two copies of one model in one directory",
+        "in config.json set", "two copies of one model in one directory", "the files have no vision weights",
     ),
     f"{_CAUSES}test_weights_in_dtypes_that_no_engine_computes_in": ("load the model in bfloat16",),
     f"{_CAUSES}test_a_drafter_without_centroids_scores_the_whole_vocabulary": ("scores the whole vocabulary",),
@@ -136,6 +135,7 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
     f"{_TRAINERS}test_flat_parameters_are_saved_whole": ("FSDP's flat parameters",),
     f"{_TRAINERS}test_computed_weights_are_written_out": ("remove_weight_norm", "remove_parametrizations"),
     f"{_TRAINERS}test_padded_routers_are_cut": ("rows of each of these",),
+    f"{_TRAINERS}test_an_mlp_that_is_wider_than_the_others_is_not_cut": ("take the model that was pruned",),
     f"{_TRAINERS}test_mlps_of_other_widths_are_widened": ("no engine builds such a model", "columns of zeros"),
 }  # fmt: skip
 """Test -> parts of the remedies that the modules of causes return."""
@@ -212,7 +212,7 @@ def parts() -> Iterator[tuple[str, str]]:
 
 def returned() -> Iterator[str]:
     """Yield the texts that functions of the modules of causes return, filled in with {}."""
-    for name in ("causes", "name_causes", "shape_causes", "fitting"):
+    for name in ("causes", "name_causes", "shape_causes", "wrong_keys"):
         for node in ast.walk(ast.parse((ROOT / "g4convert" / "gemma4" / f"{name}.py").read_text())):
             if isinstance(node, ast.Return) and isinstance(node.value, ast.Constant | ast.JoinedStr):
                 yield words(node.value, {})

@@ -116,7 +116,7 @@ def test_the_hint_about_a_place_to_write_works(
         (("-o", tmp_path / "full"), "or --overwrite to replace this one", ("-o", tmp_path / "full", "--overwrite")),
         (("-o", tmp_path / "mine"), "move it away, or give -o another name", ("-o", tmp_path / "mine2")),
         (("-o", "."), "cd .. and -o here, or give another directory", ("-o", tmp_path / "there")),
-        (("-o", tmp_path / "cuda", "--device", "cuda"), "--device cpu does the same", ("-o", tmp_path / "cuda")),
+        (("-o", tmp_path / "cuda", "--device", "cuda"), "--device cpu computes the same", ("-o", tmp_path / "cuda")),
         ((), f"-o {dense.name}-W4A16", ("-o", f"{dense.name}-W4A16")),
     ):
         refused = g4convert("quantize", dense, *given, *quick)

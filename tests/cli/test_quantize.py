@@ -148,7 +148,7 @@ def test_dry_run_checks_the_output_and_the_device(moe: Path, g4convert: Program,
 def test_a_device_that_is_not_there_leaves_nothing(moe: Path, g4convert: Program, tmp_path: Path) -> None:
     ran = g4convert("quantize", moe, "-o", tmp_path / "out", "--device", "cuda:7")
     assert ran.status == 5
-    assert "hint: --device cpu does the same" in ran.err
+    assert "hint: --device cpu computes the same" in ran.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -303,7 +303,7 @@ ROWS: Mapping[str, Row] = {
     ),
     "no images": Row(
         lambda p: p.tensors(without("vision")),
-        '`"vision_config": null` in config.json says so',
+        "the files have no vision weights",
         lambda p: p.config(vision_config=None),
         "e2b",
     ),
