@@ -45,7 +45,9 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "decide alike on q, k and v", "schema` lists every key", "schema` says what can",
         "list` shows the shipped ones", "list` shows them", "`*` stays in its directory",
     ),
-    "tests/gemma4/test_wrong_keys.py::test_the_model_type_is_that_of_what_the_config_describes": ("set model_type to {}",),
+    "tests/gemma4/test_wrong_keys.py::test_the_model_type_is_that_of_what_the_config_describes": (
+        "set model_type to {}",
+    ),
     f"{REMEDIES}test_experts_of_several_dtypes_are_packed_or_saved_in_one": ("pack the experts, or save",),
     f"{_CHOICES}test_the_hint_about_a_place_to_write_works": (
         "give -o another directory", "cd .. and -o {}, or give", "or --overwrite to replace this one",
