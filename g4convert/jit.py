@@ -51,11 +51,11 @@ def jit(function: Callable[_P, _R], *, reorder: bool = False, inline: bool = Fal
 def hash_sources(path: Path) -> str:
     """Return the hash of a source file and of the files of this program that it imports, and that these import."""
     texts: dict[Path, str] = {}
-    left = [path]
-    while left:
-        if (file := left.pop()) not in texts:
+    unread = [path]
+    while unread:
+        if (file := unread.pop()) not in texts:
             texts[file] = file.read_text()
-            left += _list_imported(texts[file])
+            unread += _list_imported(texts[file])
     return sha256("".join(texts[file] for file in sorted(texts)).encode()).hexdigest()
 
 

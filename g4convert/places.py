@@ -44,13 +44,13 @@ def check_apart(written: Iterable[Path], read: Iterable[Path]) -> None:
     Raises:
         UsageError: names the first file that does.
     """
-    taken = {_real_path(path) for path in read}
+    occupied = {_real_path(path) for path in read}
     for path in written:
         place = _real_path(path)
-        if overlap := taken.intersection((place, *place.parents)):
+        if overlap := occupied.intersection((place, *place.parents)):
             within = f"lies in {overlap.pop()}" if place not in overlap else "is another file of this command"
             raise UsageError(f"{path}: {within}, which it would change", hint="name a file elsewhere")
-        taken.add(place)
+        occupied.add(place)
 
 
 def already_exists(path: Path, why: str = "") -> UsageError:

@@ -158,9 +158,9 @@ class Request:
         seconds = self.engine_timeout
         if seconds is not None and not 1 <= seconds <= MOST_SECONDS:
             raise UsageError(f"--engine-timeout {seconds:g}: expected 1 to {MOST_SECONDS:,} seconds, a week")
-        given = [name for name, value in self._engine_options.items() if value is not None]
-        if self.depth is not Level.ENGINE and given:
-            raise UsageError(f"--{given[0]} belongs to level engine, not {self.depth}", hint="--level engine")
+        engine_options = [name for name, value in self._engine_options.items() if value is not None]
+        if self.depth is not Level.ENGINE and engine_options:
+            raise UsageError(f"--{engine_options[0]} belongs to level engine, not {self.depth}", hint="--level engine")
         if self.depth is Level.ENGINE and self.engine is None:
             raise UsageError("level engine needs an engine", hint=f"--engine {', '.join(ServedEngine)}")
         if self.depth is Level.ENGINE and self.profile is not None:

@@ -215,13 +215,13 @@ def calibrate_in(
     """
     asked = {"model": model, "output": output, **how}
     ranks.agree({name: value if value is None else str(value) for name, value in asked.items()})
-    made: list[Calibrated] = []
+    results: list[Calibrated] = []
 
     def make(sharing: Ranks) -> None:
-        made.append(calibrate(model, output, workers=workers, progress=progress, ranks=sharing, **how))
+        results.append(calibrate(model, output, workers=workers, progress=progress, ranks=sharing, **how))
 
     run_in_lead(ranks, workers, progress, make)
-    return made[0] if made else None
+    return results[0] if results else None
 
 
 def make_bundled_ids(model: Path) -> Tokens:
@@ -230,8 +230,8 @@ def make_bundled_ids(model: Path) -> Tokens:
     Raises:
         InputError: no such model, no tokenizer, or too few texts for it.
     """
-    asked = CalibrationRequest.of(os.fspath(model), samples=None, length=None, seed=0)
-    return Tokens.of(asked.make_file(asked.read_bundled(), Own(answers=False, why=""), "cpu", Progress()))
+    request = CalibrationRequest.of(os.fspath(model), samples=None, length=None, seed=0)
+    return Tokens.of(request.make_file(request.read_bundled(), Own(answers=False, why=""), "cpu", Progress()))
 
 
 def _check_name(path: Path) -> None:

@@ -31,20 +31,20 @@ def read_existing(
         InputError: too little text for the samples that are asked for.
     """
     try:
-        made = begun.finished(statistics=statistics)
-        if made is not None:
-            return made
+        finished = begun.finished(statistics=statistics)
+        if finished is not None:
+            return finished
         existing = CalibrationFile.load(begun.file)
         rows = len(existing.ids)
         if request.samples in {None, rows}:
             other = replace(begun, request={**begun.request, "samples": rows if request.samples is None else None})
-            made = other.finished(statistics=statistics)
+            finished = other.finished(statistics=statistics)
     except InputError as error:
         raise already_exists(begun.file, error.message) from error
-    if made is None:
+    if finished is None:
         raise already_exists(begun.file, _describe_difference(existing, request, statistics=statistics))
-    if make is not None and _decided_content(make()) == _decided_content(made):
-        return made
+    if make is not None and _decided_content(make()) == _decided_content(finished):
+        return finished
     raise already_exists(begun.file, "made without --samples" if request.samples else f"made with --samples {rows}")
 
 

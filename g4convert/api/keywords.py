@@ -26,14 +26,14 @@ _OPTION: Final = re.compile(r"`\w[^`]*`|(?<![\w-])(--[a-z][a-z-]*|-[or]\b)")
 
 def add_keyword_notes(call: Callable[P, R]) -> Callable[P, R]:
     """Return a function whose errors have a note with its keywords for the options in their text."""
-    known = signature(call).parameters
-    takes_overrides = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values())
+    parameters = signature(call).parameters
+    takes_overrides = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
     keywords = dict[str, str]()
-    for name in (*known, *(Overrides.__annotations__ if takes_overrides else ())):
+    for name in (*parameters, *(Overrides.__annotations__ if takes_overrides else ())):
         option = f"--{name.replace('_', '-')}"
-        keyword = f"{name}=True" if name in known and known[name].default is False else name
+        keyword = f"{name}=True" if name in parameters and parameters[name].default is False else name
         keywords |= {option.removesuffix("s"): keyword, option: keyword, f"--no{option[1:]}": f"{name}=False"}
-    keywords |= {"-" + name[0]: name for name in ("output", "recipe") if name in known}
+    keywords |= {"-" + name[0]: name for name in ("output", "recipe") if name in parameters}
 
     @wraps(call)
     def call_with_notes(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -76,7 +76,7 @@ def _calibrate_on_bundled(conversion: Conversion, path: Path, progress: Progress
 
 
 def add_statistics(  # noqa: PLR0913 -- a file, its model, and who does it
-    given: Path,
+    ids_file: Path,
     own: Path,
     plan: Plan,
     checkpoint: Checkpoint,
@@ -89,7 +89,7 @@ def add_statistics(  # noqa: PLR0913 -- a file, its model, and who does it
     """Add statistics to a file of token ids, and save the result as an output's own file, unless it is that already.
 
     Args:
-        given: the file of token ids.
+        ids_file: the file of token ids.
         own: path of the output's own file, which may be the same.
         plan: plan of the output.
         checkpoint: the model.
@@ -110,7 +110,7 @@ def add_statistics(  # noqa: PLR0913 -- a file, its model, and who does it
     from g4convert.planning.between import state_bytes  # noqa: PLC0415
 
     text, place = plan.architecture.text, torch_device(device)
-    tokens, file = Tokens.load(given, text.vocab_size, checkpoint), CalibrationFile.load(given)
+    tokens, file = Tokens.load(ids_file, text.vocab_size, checkpoint), CalibrationFile.load(ids_file)
     scratch, model = partial_of(own), Model.of(checkpoint)
     if own.exists() and _has_statistics_of(CalibrationFile.load(own), file, model):
         clean(

@@ -77,13 +77,13 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         if conversion.already_done and ranks.leads and not as_json:
             _print_already_done(job, options, "; verifying it again" if level is not None else "")
         with replace(options, quiet=quiet or not ranks.leads).open_progress() as progress:
-            done = run(conversion, level, ranks, progress=progress)
+            result = run(conversion, level, ranks, progress=progress)
     finally:
         ranks.leave()
-    if ranks.leads and done.summary is None:
-        _print_verdict_again(job, done, options, as_json=as_json)
-    elif ranks.leads and done.summary is not None:
-        _print_result(done, done.summary, resolved.recipe, options, as_json=as_json)
+    if ranks.leads and result.summary is None:
+        _print_verdict_again(job, result, options, as_json=as_json)
+    elif ranks.leads and result.summary is not None:
+        _print_result(result, result.summary, resolved.recipe, options, as_json=as_json)
 
 
 def _missing_output(model: str, resolved: "ResolvedRecipe") -> UsageError:
@@ -102,7 +102,7 @@ def _print_already_done(job: "Job", options: "PrintOptions", rest: str = "") -> 
     print_done(job.output, made_by + rest, no_color=options.no_color)
 
 
-def _print_verdict_again(job: "Job", done: "Quantized", options: "PrintOptions", *, as_json: bool) -> None:
+def _print_verdict_again(job: "Job", result: "Quantized", options: "PrintOptions", *, as_json: bool) -> None:
     """Print the verdict on an output that existed.
 
     Raises:
@@ -111,9 +111,9 @@ def _print_verdict_again(job: "Job", done: "Quantized", options: "PrintOptions",
     from g4convert.cli import next_steps, show, verification
 
     if as_json:
-        print_json(done.to_dict())
-    if done.report is not None:
-        verification.print_end(done.report, options, as_json=as_json)
+        print_json(result.to_dict())
+    if result.report is not None:
+        verification.print_end(result.report, options, as_json=as_json)
     if not as_json and not options.quiet:
         step = next_steps.measure_answers(job.output, shlex.quote(job.source.typed))
         next_steps.show_next(show.console(no_color=options.no_color), *step)
@@ -141,7 +141,7 @@ def _report_plan(conversion: "Conversion") -> "PlanReport":
 
 
 def _print_result(
-    done: "Quantized", summary: "Summary", recipe: "Recipe", options: "PrintOptions", *, as_json: bool
+    result: "Quantized", summary: "Summary", recipe: "Recipe", options: "PrintOptions", *, as_json: bool
 ) -> None:
     """Print the verdict if it passed, the closing card, and then the faults that the verification found.
 
@@ -151,37 +151,37 @@ def _print_result(
     from g4convert.cli import show, show_methods, show_summary, verification
     from g4convert.cli.next_steps import NextStep
 
-    if done.report is not None and done.passed:
-        verification.print_end(done.report, options, as_json=as_json)
+    if result.report is not None and result.passed:
+        verification.print_end(result.report, options, as_json=as_json)
     if as_json:
-        print_json(done.to_dict())
+        print_json(result.to_dict())
     elif not options.quiet:
         console = show.console(no_color=options.no_color)
-        metrics = done.report.metrics if done.report else {}
-        answers, methods = show_summary.describe_answers(summary, metrics, done.costs, recipe)
-        step = _choose_next_step(done, summary) if done.passed else NextStep("")
-        if methods is not None and (doubt := show_methods.describe_doubt(done.costs)):
+        metrics = result.report.metrics if result.report else {}
+        answers, methods = show_summary.describe_answers(summary, metrics, result.costs, recipe)
+        step = _choose_next_step(result, summary) if result.passed else NextStep("")
+        if methods is not None and (doubt := show_methods.describe_doubt(result.costs)):
             step = step._replace(what=f"measures its answers: {doubt}")
         show_summary.print_summary(
             console,
             summary,
-            done.output,
+            result.output,
             tensors=options.verbose,
-            peak=done.peak_memory,
-            refused=done.refused,
+            peak=result.peak_memory,
+            refused=result.refused,
             answers=answers,
             methods=methods,
             following=step,
         )
-    if done.report is not None and not done.passed:
-        verification.print_end(done.report, options, as_json=as_json)
+    if result.report is not None and not result.passed:
+        verification.print_end(result.report, options, as_json=as_json)
 
 
-def _choose_next_step(done: "Quantized", summary: "Summary") -> "NextStep":
+def _choose_next_step(result: "Quantized", summary: "Summary") -> "NextStep":
     """Return the command that measures the answers of an output, or if they are measured, the one that serves it."""
     from g4convert.checkpoint.source import Source
     from g4convert.cli import next_steps
 
-    if summary.total.stats.groups and not (done.report and done.report.metrics.get("loss")):
-        return next_steps.measure_answers(done.output, shlex.quote(Source.at(done.source).typed))
-    return next_steps.serve_output(str(done.output))
+    if summary.total.stats.groups and not (result.report and result.report.metrics.get("loss")):
+        return next_steps.measure_answers(result.output, shlex.quote(Source.at(result.source).typed))
+    return next_steps.serve_output(str(result.output))

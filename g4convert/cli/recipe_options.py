@@ -112,8 +112,8 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
         values = {key: arguments.pop(key) for key in _OPTIONS}
         command(resolved=_load_recipe(recipe, values), **arguments)
 
-    shown = [parameter for name in own for parameter in (_PARAMETERS if name == "resolved" else [own[name]])]
-    run.__dict__ |= {"__signature__": inspect.Signature(shown)}
+    parameters = [parameter for name in own for parameter in (_PARAMETERS if name == "resolved" else [own[name]])]
+    run.__dict__ |= {"__signature__": inspect.Signature(parameters)}
     run.__annotations__ = {}
     return run
 

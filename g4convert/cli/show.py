@@ -40,9 +40,9 @@ class _Console(Console):
     """
 
     def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 -- as rich declares it
-        shown = (printable_lines(one) if isinstance(one, str) else one for one in objects)
+        escaped = (printable_lines(item) if isinstance(item, str) else item for item in objects)
         try:
-            super().print(*shown, **options)
+            super().print(*escaped, **options)
         except OSError as error:
             if not self.stderr:
                 raise OSError(error.errno, error.strerror, "standard output") from error

@@ -83,8 +83,8 @@ def _print_remedies(out: "Console", remedies: Mapping[str, tuple[Remedy, ...]], 
         print_trimmed(out, make_facts(rows, indent=2, dim=True))  # an option stays in one piece
         if command:
             begin = "  the first in full: " if ranked[1:] else "  in full: "
-            whole = f"{command} {ranked[0].options}"
-            line = break_command(begin, whole, out.width) if out.is_terminal else begin + whole
+            first = f"{command} {ranked[0].options}"
+            line = break_command(begin, first, out.width) if out.is_terminal else begin + first
             out.print(line, style="dim", markup=False, soft_wrap=True)
     if others:
         out.print("\nwhat would let more engines load it", style="dim")

@@ -27,7 +27,7 @@ _SIGN_OF_QAT = 0.01
 
 def print_summary(  # noqa: PLR0913 - what is said, and how much of it
     out: Console,
-    done: "Summary",
+    summary: "Summary",
     output: Path,
     *,
     tensors: bool,
@@ -41,7 +41,7 @@ def print_summary(  # noqa: PLR0913 - what is said, and how much of it
 
     Args:
         out: console that prints.
-        done: summary of the conversion.
+        summary: summary of the conversion.
         output: directory of the output.
         tensors: print tables of the errors, with all tensors, and the peak of memory.
         peak: peak of memory in bytes; None if unknown.
@@ -50,22 +50,22 @@ def print_summary(  # noqa: PLR0913 - what is said, and how much of it
         methods: the table.
         following: what to do next.
     """
-    is_packed = bool(done.total.stats.groups)
+    is_packed = bool(summary.total.stats.groups)
     rows = {
         "written": str(output),
-        "size": f"{size(done.before)} -> {size(done.after)} in {plural(done.files, 'file')}, "
-        f"{done.bits_per_weight:.1f} bits per weight{_describe_largest_kept(done)}",
-        "method": _describe_method(done.choice) if is_packed else "nothing is packed",
+        "size": f"{size(summary.before)} -> {size(summary.after)} in {plural(summary.files, 'file')}, "
+        f"{summary.bits_per_weight:.1f} bits per weight{_describe_largest_kept(summary)}",
+        "method": _describe_method(summary.choice) if is_packed else "nothing is packed",
     }
-    if done.calibration is not None:
-        rows |= _calibration_rows(done.calibration)
+    if summary.calibration is not None:
+        rows |= _calibration_rows(summary.calibration)
     if peak is not None and tensors:
         rows["memory"] = f"{size(peak)} at the peak of the conversion"
     if is_packed:
-        rows["error"] = _describe_error(done)
+        rows["error"] = _describe_error(summary)
     print_trimmed(out, make_facts(rows))
     if is_packed and tensors:
-        _print_errors(out, done)
+        _print_errors(out, summary)
     if refused:
         print_prose(out, escape(_refused_line(output, refused)))
     if answers:
@@ -87,20 +87,20 @@ def _calibration_rows(calibration: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _describe_error(done: "Summary") -> str:
+def _describe_error(summary: "Summary") -> str:
     """Describe the relative error of all packed weights, and of each role."""
-    roles = ", ".join(f"{row.name} {_format_percent(row)}" for row in done.roles)
-    traded = "; calibration trades it for smaller errors of outputs" if done.calibration is not None else ""
+    roles = ", ".join(f"{row.name} {_format_percent(row)}" for row in summary.roles)
+    traded = "; calibration trades it for smaller errors of outputs" if summary.calibration is not None else ""
     what = f"squared errors over squared weights, mean over tensors{traded}"
-    return f"{_format_percent(done.total)} ({roles}): {what}"
+    return f"{_format_percent(summary.total)} ({roles}): {what}"
 
 
-def _print_errors(out: Console, done: "Summary") -> None:
+def _print_errors(out: Console, summary: "Summary") -> None:
     """Print tables of the errors by role and by tensor."""
     out.print()
-    print_trimmed(out, _make_errors_table("weights", [done.total, *done.roles]))
+    print_trimmed(out, _make_errors_table("weights", [summary.total, *summary.roles]))
     out.print()
-    print_trimmed(out, _make_errors_table("all tensors", done.modules))
+    print_trimmed(out, _make_errors_table("all tensors", summary.modules))
     out.print("\n[dim]relative error of several weights: the mean of theirs[/]")
 
 
@@ -129,22 +129,22 @@ def _describe_method(choice: "MethodChoice") -> str:
     return f"{choice.method} (least squared error), as the source shows {sign} of QAT: {on_grid}"
 
 
-def _describe_largest_kept(done: "Summary") -> str:
+def _describe_largest_kept(summary: "Summary") -> str:
     """Name the largest role that stays as it was, if it makes up much of the output."""
-    unchanged = [row for row in done.sizes if row.after and row.before == row.after]
+    unchanged = [row for row in summary.sizes if row.after and row.before == row.after]
     largest = max(unchanged, key=lambda row: row.after, default=None)
-    if largest is None or largest.after < _WORTH_NAMING * done.after:
+    if largest is None or largest.after < _WORTH_NAMING * summary.after:
         return ""
     return f"; {size(largest.after)} of it is the {str(largest.role).replace('_', ' ')}, which stays as it is"
 
 
 def describe_answers(
-    done: "Summary", metrics: Mapping[str, Any] | None, costs: Sequence["MethodCost"], recipe: "Recipe"
+    summary: "Summary", metrics: Mapping[str, Any] | None, costs: Sequence["MethodCost"], recipe: "Recipe"
 ) -> tuple[str, Table | None]:
     """Describe the distance of a conversion's answers from the original's, and return a table of methods, if any.
 
     Args:
-        done: summary of the conversion.
+        summary: summary of the conversion.
         metrics: metrics of the verification at the end of the conversion; None without a verification.
         costs: costs of the method that ran, then of others.
         recipe: the recipe.
@@ -161,14 +161,14 @@ def describe_answers(
     if loss is not None:
         distance = f"mean KL {loss['kl_mean']:.4g} nats to the original's over {loss['tokens']:,} predictions"
         return f"{distance}, same top token {100 * loss['top1_agreement']:.1f} %", None
-    unknown, method = "not measured, and the error of weights does not tell how good they are", done.choice.method
+    unknown, method = "not measured, and the error of weights does not tell how good they are", summary.choice.method
     if method == "lattice":
         return unknown, None
     if (table := make_better_methods_table(costs, str(method))) is not None:
         kl = f"KL: mean KL to the original, {describe_measurement(costs)}"
         sentences = (unknown, kl, explain_verdicts(), describe_outlook(costs))
         return f"{'. '.join(filter(None, sentences))}:", table
-    has_experts = any(row.role == "experts" for row in done.sizes)
+    has_experts = any(row.role == "experts" for row in summary.sizes)
     expected = describe_expected_loss(recipe, has_experts=has_experts)
     return f"{unknown}; {expected}" if expected else unknown, None
 

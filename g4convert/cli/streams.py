@@ -30,14 +30,16 @@ def check_streams() -> None:
         raise EnvironmentFault("standard output is closed", hint="send it somewhere: > FILE, or > /dev/null")
 
 
-def check_arguments(given: Sequence[str]) -> None:
+def check_arguments(command_line: Sequence[str]) -> None:
     """Raise an error if arguments are not UTF-8, as neither JSON nor YAML can hold their bytes.
 
     Raises:
         UsageError: an argument has such bytes; names all such arguments.
     """
     wrong = [
-        printable(argument) for argument in given if any(0xDC80 <= ord(character) <= 0xDCFF for character in argument)
+        printable(argument)
+        for argument in command_line
+        if any(0xDC80 <= ord(character) <= 0xDCFF for character in argument)
     ]
     if wrong:
         raise UsageError(

@@ -202,9 +202,9 @@ class Bench:
         tensors = {name: getattr(owner, name).detach().clone() for name in ("gate_up_proj", "down_proj")}
         for weight in part.weights:
             module = weight.module
-            whole = tensors["down_proj" if module.projection == "down_proj" else "gate_up_proj"][module.expert]
+            matrix = tensors["down_proj" if module.projection == "down_proj" else "gate_up_proj"][module.expert]
             n, is_up = weight.shape[0], module.projection == "up_proj"
-            rows = whole[n:] if is_up else whole[:n]
+            rows = matrix[n:] if is_up else matrix[:n]
             rows.copy_(self.rounder.round_weight(weight, rows, form))
         for name, value in tensors.items():
             yield owner, name, _make_parameter(value)

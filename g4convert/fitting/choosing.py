@@ -95,11 +95,13 @@ def _put_last(choice: Point, tried: Iterable[Point], others: Sequence[Point]) ->
 
 def _measure_simple(nbytes: int, solved: SolvedProblem, measure: Measure, others: Iterable[Point]) -> Iterator[Point]:
     """Yield each packing on all parts at once, measured, and others that pack otherwise, if within `nbytes`."""
-    uniform = [*solved.problem.assign_uniformly()]
-    for name, one in uniform:
-        if solved.problem.nbytes(one) <= nbytes:
-            yield _measure_point(name, one, solved, measure)
-    yield from (one for one in others if one.nbytes <= nbytes and one.assignment not in [form for _, form in uniform])
+    uniform = dict(solved.problem.assign_uniformly())
+    for name, assignment in uniform.items():
+        if solved.problem.nbytes(assignment) <= nbytes:
+            yield _measure_point(name, assignment, solved, measure)
+    for point in others:
+        if point.nbytes <= nbytes and point.assignment not in uniform.values():
+            yield point
 
 
 def _select_choosable(points: Iterable[Point], solved: SolvedProblem) -> Iterator[Point]:

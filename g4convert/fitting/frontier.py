@@ -75,14 +75,14 @@ class Frontier:
         """Solve the knapsack for all sizes."""
         step = _choose_step(items)
         extra = [[-(-(option.nbytes - item.least) // step) for option in item.options] for item in items]
-        steps = sum(max(one) for one in extra)
+        steps = sum(max(steps_of_item) for steps_of_item in extra)
         best, picks = np.zeros(steps + 1), np.zeros((len(items), steps + 1), np.int8)
         for number, (item, costs) in enumerate(zip(items, extra, strict=True)):
             before, best = best, np.full(steps + 1, np.inf)
             for place, (option, cost) in enumerate(zip(item.options, costs, strict=True)):
-                found = before[: steps + 1 - cost] + option.loss
-                better = found < best[cost:]
-                best[cost:][better] = found[better]
+                losses = before[: steps + 1 - cost] + option.loss
+                better = losses < best[cost:]
+                best[cost:][better] = losses[better]
                 picks[number, cost:][better] = place
         return cls(tuple(items), step, best, picks, np.flatnonzero(np.diff(best, prepend=np.inf) < 0))
 

@@ -57,11 +57,11 @@ class OutputErrors:
         return np.array([sum(self._measure_loss(part, form) for part, form in forms if form is not None)])
 
     def _measure_loss(self, part: Part, form: Packing) -> float:
-        known = self.known.setdefault(part.name, {})
-        if label_form(form) not in known:
+        losses = self.known.setdefault(part.name, {})
+        if label_form(form) not in losses:
             errors, squares = np.sum([self._sum_squares(weight, form) for weight in part.weights], axis=0)
-            known[label_form(form)] = float(errors / squares) if squares else 0.0
-        return known[label_form(form)]
+            losses[label_form(form)] = float(errors / squares) if squares else 0.0
+        return losses[label_form(form)]
 
     def _sum_squares(self, weight: Weight, form: Packing) -> tuple[float, float]:
         """Return the mean squares of a weight's error and of its outputs, each summed over the outputs."""
@@ -80,8 +80,8 @@ class OutputErrors:
         segment = weight.segment
         stored = TensorFiles(self.checkpoint)[segment.source].flatten()
         size = weight.dtype.itemsize
-        whole = stored[segment.begin // size : segment.end // size].view(weight.shape)
+        matrix = stored[segment.begin // size : segment.end // size].view(weight.shape)
         if weight.role in {*TABLES, Role.LM_HEAD}:
-            whole = whole[torch.from_numpy(np.unique(self.ids).astype(np.int64))]
-        for first in range(0, len(whole), _ROWS_AT_ONCE):
-            yield whole[first : first + _ROWS_AT_ONCE]
+            matrix = matrix[torch.from_numpy(np.unique(self.ids).astype(np.int64))]
+        for first in range(0, len(matrix), _ROWS_AT_ONCE):
+            yield matrix[first : first + _ROWS_AT_ONCE]

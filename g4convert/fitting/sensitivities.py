@@ -130,7 +130,7 @@ class Sensitivities:
 def measure_missing(  # noqa: PLR0913, PLR0917 -- what is measured, where it is kept, and who is asked and told
     problem: Problem,
     single: Measure,
-    known: Sensitivities,
+    sensitivities: Sensitivities,
     path: Path,
     progress: Progress,
     check: Callable[[], None],
@@ -140,7 +140,7 @@ def measure_missing(  # noqa: PLR0913, PLR0917 -- what is measured, where it is 
     Args:
         problem: parts and packings.
         single: measures one change.
-        known: known losses; is added to.
+        sensitivities: known losses; is added to.
         path: file of the losses.
         progress: told of each change.
         check: raises if the model changed, before a loss is kept.
@@ -149,30 +149,32 @@ def measure_missing(  # noqa: PLR0913, PLR0917 -- what is measured, where it is 
         EnvironmentFault: another run measures into the file.
         G4Error: see `check`.
     """
-    if not any(map(known.missing, problem.free)):
+    if not any(map(sensitivities.missing, problem.free)):
         progress.step("measuring", 0, "changes")
         return
     with Lock.beside(path) as lock:
         lock.take()
-        for name, losses in Sensitivities.at(path, known.basis).losses.items():  # again: another may have ended now
-            known.losses.setdefault(name, {}).update(losses)
-        progress.step("measuring", sum(len(known.missing(part)) for part in problem.free), "changes")
+        for name, losses in Sensitivities.at(
+            path, sensitivities.basis
+        ).losses.items():  # again: another may have ended now
+            sensitivities.losses.setdefault(name, {}).update(losses)
+        progress.step("measuring", sum(len(sensitivities.missing(part)) for part in problem.free), "changes")
         for part in problem.free:
-            for form in known.missing(part):
+            for form in sensitivities.missing(part):
                 loss = float(single.losses([(part, form)]).mean())
                 check()
-                known.losses.setdefault(part.name, {})[label_form(form)] = loss
-                known.save(path)
+                sensitivities.losses.setdefault(part.name, {})[label_form(form)] = loss
+                sensitivities.save(path)
                 progress.tick(1, part.name)
 
 
-def _parse_losses(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+def _parse_losses(entries: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield the losses of each part.
 
     Raises:
         ValueError: a loss is negative or not finite.
     """
-    for name, forms in given.items():
+    for name, forms in entries.items():
         values = {str(label): float(loss) for label, loss in forms.items()}
         if not all(math.isfinite(loss) and loss >= 0 for loss in values.values()):
             raise ValueError(name)

@@ -93,15 +93,15 @@ def check_budget(target: Size | Bits, problem: Problem) -> int:
     Raises:
         UsageError: the target is below the smallest output, or not below an output that keeps every free part.
     """
-    nbytes, smallest, kept = target.bytes_of(problem), problem.smallest_bytes, problem.kept_bytes
+    nbytes, smallest, largest = target.bytes_of(problem), problem.smallest_bytes, problem.kept_bytes
     if nbytes < smallest:
         raise UsageError(
             f"{target.text}: below the smallest output, {_format_exactly(smallest, problem.bits(smallest))}",
             hint="; ".join(_hint_at_smaller(problem)),
         )
-    if nbytes >= kept:
+    if nbytes >= largest:
         raise UsageError(
-            f"{target.text}: not below every weight as it is, {_format_exactly(kept, problem.kept_bits)}",
+            f"{target.text}: not below every weight as it is, {_format_exactly(largest, problem.kept_bits)}",
             hint=f"a target below that; nothing is decided on {size(problem.fixed_bytes)} of it",
         )
     return nbytes
@@ -109,13 +109,15 @@ def check_budget(target: Size | Bits, problem: Problem) -> int:
 
 def _hint_at_smaller(problem: Problem) -> Iterator[str]:
     """Yield what makes the smallest output of a problem smaller."""
-    kept = Counter[PackRole]()
+    kept_bytes = Counter[PackRole]()
     for part in problem.parts:
         if part.base is None and not part.is_free:
-            kept[part.role] += part.nbytes(None)
+            kept_bytes[part.role] += part.nbytes(None)
     yield f"{size(problem.fixed_bytes)} of it are not decided on"
-    if kept:
-        roles = (f"--bits {role}={_FEWEST_BITS} ({size(nbytes)})" for role, nbytes in kept.most_common(_MAX_ROLES))
+    if kept_bytes:
+        roles = (
+            f"--bits {role}={_FEWEST_BITS} ({size(nbytes)})" for role, nbytes in kept_bytes.most_common(_MAX_ROLES)
+        )
         yield f"{' or '.join(roles)} would decide on more of it"
     if all(form is None or form.num_bits > _FEWEST_BITS for part in problem.free for form in part.forms):
         yield f"--choice {_FEWEST_BITS}:32 is smaller than those given"

@@ -144,12 +144,12 @@ class _Roles:
     ) -> Iterator[dict[str, Any]]:
         """Yield rules for one packing: a single rule if all kinds of the role have it in the same layers."""
         patterns = dict.fromkeys(part.unit.pattern for part in members)
-        alike = len({tuple(numbers) for numbers in by_part.values()}) == 1 and by_part.keys() == patterns.keys()
-        for pattern, numbers in [*by_part.items()][: 1 if alike else None]:
+        is_common = len({tuple(numbers) for numbers in by_part.values()}) == 1 and by_part.keys() == patterns.keys()
+        for pattern, numbers in [*by_part.items()][: 1 if is_common else None]:
             every = [part.unit.layer for part in members if part.unit.pattern == pattern]
             yield {
                 "role": role.value,
-                **({} if alike else {"names": pattern}),
+                **({} if is_common else {"names": pattern}),
                 **({} if numbers == every else {"layers": _format_ranges(numbers)}),
                 **_form_to_rule(form),
             }

@@ -71,18 +71,18 @@ def lay_out(plan: Plan) -> Layout:
 
 
 def _fill_shards(plan: Plan) -> Iterable[list[Copy | Quantize]]:
-    held: list[Copy | Quantize] = []
+    steps: list[Copy | Quantize] = []
     room = plan.recipe.max_shard_size
     for step in plan.steps:
         if not isinstance(step, (Copy, Quantize)):
             continue
         nbytes = sum(info.nbytes for info in outputs_of(step))
-        if held and nbytes > room:
-            yield held
-            held, room = [], plan.recipe.max_shard_size
-        held.append(step)
+        if steps and nbytes > room:
+            yield steps
+            steps, room = [], plan.recipe.max_shard_size
+        steps.append(step)
         room -= nbytes
-    yield held
+    yield steps
 
 
 def _make_shard(file: str, steps: list[Copy | Quantize]) -> tuple[Shard, dict[str, Placed]]:

@@ -84,10 +84,10 @@ def _find_stale_sections(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_class(config: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
     """Engines choose the model's code by `architectures`."""
-    architectures, wanted = config.get("architectures"), architecture.class_name
-    if architectures != [wanted]:
+    architectures, class_name = config.get("architectures"), architecture.class_name
+    if architectures != [class_name]:
         state = "is missing" if architectures is None else f"is {architectures!s:.80}"
-        yield f"config.json: architectures {state}: the output has {wanted}, the class of {architecture.model_type}"
+        yield f"config.json: architectures {state}: the output has {class_name}, the class of {architecture.model_type}"
 
 
 def _name_left_behind(names: Iterable[str]) -> Iterator[str]:

@@ -118,8 +118,8 @@ class PlanReport:
             "dropped": [{"reason": why, "tensors": n} for why, n in self.dropped.items()],
             "targets": [*(weights.targets or ())],
             "config_groups": [
-                {"num_bits": one.num_bits, "group_size": one.group_size, "targets": [*one.targets]}
-                for one in self.groups
+                {"num_bits": group.num_bits, "group_size": group.group_size, "targets": [*group.targets]}
+                for group in self.groups
             ],
             "ignore": [*weights.ignore],
             "output": {
@@ -130,10 +130,10 @@ class PlanReport:
             "files": {
                 "carried": [*self.plan.beside.side],
                 "left": [{"name": name, "reason": why} for name, why in self.plan.beside.left],
-                "decided": [asdict(one) for one in self.plan.beside.decided],
+                "decided": [asdict(choice) for choice in self.plan.beside.decided],
             },
             "estimate": {"seconds": round(self.costs[0].seconds, 1), "workers": self.workers},
-            "methods": [{**asdict(one), "seconds": round(one.seconds, 1)} for one in self.costs],
+            "methods": [{**asdict(cost), "seconds": round(cost.seconds, 1)} for cost in self.costs],
             "engines": [verdict.to_dict() for verdict in self.verdicts],
             "warnings": list(self.plan.warnings),
         }

@@ -191,16 +191,16 @@ def _fuse(name: str, weights: list[Weight]) -> Copy:
 
 def _join(segments: Iterable[Segment]) -> Iterator[Segment]:
     """Yield the ranges, with adjacent ranges of one source tensor joined."""
-    held: Segment | None = None
+    joined: Segment | None = None
     for segment in segments:
-        if held and held.source == segment.source and held.end == segment.begin:
-            held = Segment(held.source, held.begin, segment.end)
+        if joined and joined.source == segment.source and joined.end == segment.begin:
+            joined = Segment(joined.source, joined.begin, segment.end)
         else:
-            if held:
-                yield held
-            held = segment
-    if held:
-        yield held
+            if joined:
+                yield joined
+            joined = segment
+    if joined:
+        yield joined
 
 
 def _make_drop(extra: Extra, checkpoint: Checkpoint) -> Drop:

@@ -155,13 +155,13 @@ def _make_quantize_tasks(number: int, step: Quantize, layout: Layout, checkpoint
 
 
 def _gather(tasks: Iterable[Task]) -> Iterator[Unit]:
-    held: list[Task] = []
+    unit: list[Task] = []
     nbytes = 0
     for task in tasks:
-        held.append(task)
+        unit.append(task)
         nbytes += task.nbytes
         if nbytes >= _UNIT_BYTES:
-            yield tuple(held)
-            held, nbytes = [], 0
-    if held:
-        yield tuple(held)
+            yield tuple(unit)
+            unit, nbytes = [], 0
+    if unit:
+        yield tuple(unit)
