@@ -56,7 +56,7 @@ class Calibrated:
         return cls(output, tokens, dict(file.texts or {}), file.statistics, already_done)
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON, as `g4convert calibrate --json` prints it."""
+        """Return the result as JSON, as `g4convert calibrate --json` prints it."""
         tokens, statistics = self.tokens, self.statistics
         coverage = None if statistics is None else statistics.coverage
         return {

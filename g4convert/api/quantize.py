@@ -67,7 +67,7 @@ class Quantized:
         return self.report is None or self.report.exit_code(strict=False) == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON, as `g4convert quantize --json` prints it."""
+        """Return the result as JSON, as `g4convert quantize --json` prints it."""
         document: dict[str, Any] = {"schema_version": 1, "output": str(self.output)}
         if self.summary is None:
             document["already_done"] = True

@@ -249,7 +249,7 @@ def make(  # noqa: PLR0913 -- a family, a place, and what may vary
 
 
 def _build(config: Config) -> Model:
-    """The model on the meta device: no memory, no initialisation; every stored tensor is assigned later."""
+    """Build the model on the meta device: no memory, no initialisation; every stored tensor is assigned later."""
     with constructing(config.model_type), torch.device("meta"):
         return model_class(config.model_type)(config)
 

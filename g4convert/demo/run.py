@@ -1,4 +1,4 @@
-"""`g4convert demo`: the whole road on a tiny checkpoint, without a network.
+"""`g4convert demo`: all steps of a conversion on a tiny checkpoint, without a network.
 
     a tiny real checkpoint -> plan it -> quantize it -> run the result from its packed words -> compare logits
 
@@ -52,7 +52,7 @@ _RECORD = ".g4convert-demo.json"
 
 @dataclass(frozen=True, slots=True)
 class ProbeComparison:
-    """One kind of probe, two questions."""
+    """Both differences for one kind of probe."""
 
     prompt: str
     read_back: LogitsDifference
@@ -120,7 +120,7 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
 
 
 def _compare_answers(source: Path, output: Path) -> tuple[ProbeComparison, ...]:
-    """Both differences for every kind of probe that the model takes.
+    """Compute both differences for every kind of probe that the model takes.
 
     Raises:
         GateError: the result computes something else than its dequantized weights.
@@ -139,14 +139,14 @@ def _compare_answers(source: Path, output: Path) -> tuple[ProbeComparison, ...]:
 
 
 def _run_probes(model: Model, probes: Sequence[Probe]) -> torch.Tensor:
-    """Logits of all rows that count, float32 [n, V]."""
+    """Return the logits of all judged rows, float32 [n, V]."""
     candidate = ModelCandidate(model, inside=False)
     with quiet_transformers():  # packed modules are unpacked in the first forward
         return torch.cat([candidate.run(probe).logits for probe in probes])
 
 
 def make_room(directory: Path, names: tuple[str, ...]) -> None:
-    """Check that what is in the way was made by a demo and is unchanged, then remove it.
+    """Check that the files in the way were made by a demo and are unchanged, then remove them.
 
     Raises:
         UsageError: it was not; names every such file, and nothing is removed.
@@ -185,7 +185,7 @@ def _refuse_checkpoint(directory: Path) -> None:
 
 
 def move_into_place(directory: Path, scratch: Path, names: tuple[str, ...]) -> None:
-    """Move what was made, and record that it was."""
+    """Move the new directories into place, and record the hashes of their files."""
     record = dict(_read_record(directory))
     for name in names:
         record |= _hash_files(scratch, name)
@@ -195,7 +195,7 @@ def move_into_place(directory: Path, scratch: Path, names: tuple[str, ...]) -> N
 
 
 def _hash_files(directory: Path, name: str) -> dict[str, str]:
-    """SHA-256 of every file at or below `name`, by path; a link or an empty directory is a file no demo made."""
+    """Return the SHA-256 of every file at or below `name`, by path; links and empty directories get no valid hash."""
     path = directory / name
     if path.is_symlink() or not path.is_dir():
         return {name: "not a directory"} if path.is_symlink() or path.exists() else {}

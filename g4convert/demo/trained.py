@@ -23,7 +23,7 @@ _SHIPPED = Path(__file__).parent / "trained"
 
 
 def trained(family: Family) -> Path:
-    """The directory of a trained checkpoint; it is part of the package and not to be written to.
+    """Return the directory of a trained checkpoint; it is part of the package and must not be changed.
 
     Raises:
         UsageError: there is none of this family.

@@ -16,7 +16,7 @@ problem        choices of packings, their bytes, and the best for every size
 result         the written choice and all measurements
 rounding       weights after packing and unpacking
 sensitivities  measured losses of single changes, in a file
-standing       losses by gptq and best, estimated from those by the method that stands for them
+standing       losses by gptq and best, estimated from those of a method that stands in for them
 target         the target: a size, bits per weight or a loss
 writing        a choice as a plain recipe file, and the packings that the recipe's engines load
 """

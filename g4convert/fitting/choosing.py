@@ -116,7 +116,7 @@ def _select_choosable(points: Iterable[Point], solved: SolvedProblem) -> Iterato
 def _search_within_loss(target: Loss, solved: SolvedProblem, measure: Measure) -> tuple[Point, ...]:
     """Search the frontier for its smallest choice whose measured loss is within the target.
 
-    The ratio of measured to predicted loss in one try places the next; after `_GUESSES` tries the search bisects.
+    The ratio of measured to predicted loss in one try places the next; after `_MAX_GUESSES` tries the search bisects.
     """
     losses = solved.losses
     tried: dict[int, Point] = {}

@@ -129,7 +129,7 @@ class Frontier:
 
 
 def _choose_step(items: Sequence[Decision]) -> int:
-    """Return the bytes of a step: the exact step, or a larger one if that makes more than `_MOST` steps."""
+    """Return the bytes of a step: the exact step, or a larger one if that makes more than `_MAX_STEPS` steps."""
     exact = gcd(*(option.nbytes - item.least for item in items for option in item.options)) or 1
     whole = sum(item.most - item.least for item in items)
     return max(exact, -(-whole // _MAX_STEPS))

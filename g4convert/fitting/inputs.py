@@ -59,11 +59,11 @@ class Inputs:
             checkpoint: the model.
             problem: has the recipe, which names the method.
             unit: unit of the losses; output errors need statistics with any method.
-            samples: rows to run, spread evenly over the rows of words that do not judge; None as in `rows_to_run`.
-            length: leading tokens to run of each row; None as in `rows_to_run`.
+            samples: rows to run, spread evenly over the rows of words that do not judge; None as in `choose_rows`.
+            length: leading tokens to run of each row; None as in `choose_rows`.
 
         Raises:
-            UsageError: see `rows_to_run`.
+            UsageError: see `choose_rows`.
             InputError: the file is of another model, or lacks needed statistics.
         """
         tokens = Tokens.load(path, problem.plan.architecture.text.vocab_size, checkpoint)

@@ -207,7 +207,7 @@ class SolvedProblem:
         return corner_losses
 
     def sample_corners(self) -> Iterator[tuple[int, float]]:
-        """Yield size and loss of at most `_DRAWN` assignments that no other beats, spread evenly."""
+        """Yield size and loss of at most `_MAX_DRAWN` assignments that no other beats, spread evenly."""
         count, outside = len(self.frontier.corners), self.problem.outside
         for number in range(min(_MAX_DRAWN, count)):
             choice = self.frontier.corner(number * (count - 1) // max(1, min(_MAX_DRAWN, count) - 1))

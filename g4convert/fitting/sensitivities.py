@@ -80,7 +80,7 @@ class Basis:
     dtype: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The basis as JSON."""
+        """Return the basis as JSON."""
         return {**asdict(self), "model": self.model.to_dict()}
 
 

@@ -1,4 +1,4 @@
-"""Losses by `gptq` and `best`, estimated from those by the method that stands for them.
+"""Losses of `gptq` and `best`, estimated from the losses of a method that stands in for them.
 
     loss  =  T + share (A - T)      A  loss of all parts, rounded by `imatrix` (or `mse`)
                                     T  loss of the parts outside layers alone: tables and head
@@ -28,10 +28,10 @@ _GROUP: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """Measure of whole choices by a method for which another one stands.
+    """Measure of whole choices by a method for which another one stands in.
 
     Args:
-        measure: measures by the method that stands for it.
+        measure: measures by the method that stands in for it.
         share: share of its loss that parts of layers have.
     """
 
@@ -49,7 +49,7 @@ class StandIn:
 
 
 def look_up_share(method: Method, stands: Method, *, experts: bool) -> float:
-    """Return the share of a method in the loss of the one that stands for it; 1 if that is itself.
+    """Return the loss of a method as a share of the loss of its stand-in; 1 if it is its own stand-in.
 
     Args:
         method: method of the recipe.

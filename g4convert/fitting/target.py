@@ -108,7 +108,7 @@ def check_budget(target: Size | Bits, problem: Problem) -> int:
 
 
 def _hint_at_smaller(problem: Problem) -> Iterator[str]:
-    """Yield what makes the smallest output of a problem smaller."""
+    """Yield hints on how to make the smallest output of a problem smaller."""
     kept_bytes = Counter[PackRole]()
     for part in problem.parts:
         if part.base is None and not part.is_free:

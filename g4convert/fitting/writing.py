@@ -4,8 +4,8 @@
     rules: [{role, names, layers, bits, ...}]     a different packing for one kind of part in some layers
     rules: [{role, layers, bits, ...}]            a different packing for all kinds of a role in the same layers
 
-A written recipe extends no other recipe, so the one file reproduces the choice. `plan_of` makes the recipe's plan and
-compares its packings with the choice.
+A written recipe extends no other recipe, so the one file reproduces the choice. `make_checked_plan` makes the recipe's
+plan and compares its packings with the choice.
 
 Packings that the recipe's engines do not load are removed before any measurement: for each packing, one plan packs
 every part that allows it. If an engine refuses that plan, one plan for each kind of part packs only this kind and

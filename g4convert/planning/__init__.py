@@ -2,7 +2,7 @@
 
 recipe         Defines the decisions of a conversion and their defaults
 recipe_files   Loads a recipe from YAML, with what it extends and the options laid over it
-recipe_faults  Says what is wrong with values of a recipe
+recipe_faults  Describes invalid values of a recipe
 rules          Holds what a recipe decides by role, layer and name
 packings       Decides bits and group size of each weight
 plan           Defines the plan: a step for each source tensor, which copies, quantizes or drops it

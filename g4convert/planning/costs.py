@@ -23,7 +23,7 @@ MOST_ROWS: Final = 128
 LONGEST_ROW: Final = 2_048
 """Default of the most tokens in a row of `calibrate`."""
 ENDS: Final = 2
-"""Ids that open and close a picture in a row, beside its placeholders."""
+"""Ids that open and close a picture in a row, in addition to its placeholders."""
 BUNDLED_TOKENS: Final = 34_816
 """Tokens of the bundled texts in the released vocabulary: 17 rows of 2,048."""
 BUNDLED_PICTURES: Final = 6_144
@@ -57,10 +57,10 @@ KL_OF_EXPERTS: Final[Mapping[int, Mapping[RecipeMethod, float]]] = {
         RecipeMethod.BEST: 0.234,
     },
 }
-"""The same of a mixture of experts that was made of that model."""
+"""Measured mean KL of a mixture of experts that was made from that model."""
 
 SHARE_LEFT_BY_8_BITS: Final = 4.0**-4
-"""Share of the mean KL of 4 bits in groups of 32 without data that 8 bits leave: four more bits are steps of a 16th.
+"""Mean KL of 8 bits as a share of that of 4 bits in groups of 32 without data: four more bits make steps of a 16th.
 
 It was less where it was measured: a 280th of a trained demo MoE, a 1,120th of the real model, whose weights come from
 an 8-bit file.
@@ -246,7 +246,7 @@ def _layers_flop(linears: tuple[_Linear, ...], tokens: int, *, aimed: bool) -> f
 
 
 def _layer_bytes(plan: Plan) -> int:
-    """Bytes of the largest layer in float32, without its experts, which are read one by one."""
+    """Return the bytes of the largest layer in float32, without its experts, which are read one by one."""
     layers: dict[int | None, int] = {}
     for step in plan.quantized:
         module = step.weight.module

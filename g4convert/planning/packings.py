@@ -166,7 +166,7 @@ def _refuse_misfit(recipe: Recipe, packed: Mapping[Packable, Packing]) -> None:
 
 
 def _advise_group_size(recipe: Recipe, packed: Iterable[Packable], wrong: Sequence[int]) -> str:
-    """Return which group sizes divide the rows of all packed weights, and what to do if engines take none of them."""
+    """Return the group sizes that divide the rows of all packed weights, or a remedy if engines take none of them."""
     inputs = {packable.weight.shape[1] for packable in packed}
     fits, small = ([g for g in sizes if all(k % g == 0 for k in inputs)] for sizes in (_GROUPS, _SMALL_GROUPS))
     option = "--group-size" if wrong == [recipe.group_size or _CODES_IN_A_WORD] else "in `rules`, too, group_size"

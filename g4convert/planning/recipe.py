@@ -1,4 +1,4 @@
-"""A recipe: the few decisions that a conversion needs, in their strict form, with the only home of the defaults."""
+"""A recipe: the few decisions that a conversion needs, in their strict form. All defaults are here."""
 
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -10,7 +10,7 @@ from g4convert.planning.rules import KEPT_BITS, MOST_RULES, GroupSize, PackRole,
 from g4convert.quantities import parse_size
 
 DEFAULT = "w4a16-g32"
-"""The recipe used when none is named."""
+"""Recipe that is used if none is named."""
 EIGHT_BITS = "w8a16-g32"
 """The recipe of eight bits."""
 
@@ -115,7 +115,7 @@ class Recipe(BaseModel):
 
     @property
     def is_uniform(self) -> bool:
-        """True if all that is packed has `num_bits` bits in groups of `group_size`."""
+        """True if all packed weights have `num_bits` bits in groups of `group_size`."""
         return not self.rules and not {*self.bits.values()} - {KEPT_BITS}
 
     @property

@@ -1,4 +1,4 @@
-"""Words for values of a recipe that cannot be: the place, the value, its origin, and what is allowed there."""
+"""Messages about invalid values of a recipe: the place, the value, its origin, and the allowed values."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -51,7 +51,7 @@ def make_refusal(
 
 
 def show_value(value: object) -> str:
-    """Return a value as messages show it."""
+    """Format a value for messages."""
     return repr(value)[:_MAX_CHARACTERS]
 
 

@@ -29,7 +29,7 @@ _SHIPPED = {
 }
 
 _OPTIONS = {"engines": "--engine", "rules": "keyword rules"}
-"""Names of what overrides the recipe keys that have no option `--key`; rules have none, but a keyword in Python."""
+"""Names for messages of the keys without an option `--key`: rules are given by a keyword in Python only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def load_shipped() -> dict[str, Recipe]:
 
 
 def find_method_option(recipe: Recipe, method: RecipeMethod) -> str:
-    """Return the option of the command line that gives a recipe another method: a shipped recipe if one is the same."""
+    """Return the option of the command line that changes a recipe's method: a shipped recipe if one is equal."""
     wanted = recipe.model_copy(update={"method": method, "description": ""})
     same = (
         name for name, candidate in load_shipped().items() if candidate.model_copy(update={"description": ""}) == wanted
@@ -109,7 +109,7 @@ def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> Re
 
 
 def _option_for_value(key: str, value: object) -> str:
-    """Return the option of the command line that gives a key this value."""
+    """Return the option of the command line that sets a key to this value."""
     return "--positive" if (key, value) == ("signed", False) else _OPTIONS.get(key, f"--{key.replace('_', '-')}")
 
 

@@ -18,7 +18,7 @@ DRAFTER_KEPT = "a drafter is small and wrong guesses cost speed; `assistant: pac
 
 
 def find_remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Iterator[str]:
-    """Yield each warning of a plan as one line.
+    """Yield the warnings of a plan, one line each.
 
     Args:
         checkpoint: the source.
@@ -83,7 +83,7 @@ def _find_stale_sections(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_class(config: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
-    """Engines choose the model's code by `architectures`."""
+    """Yield a remark if `architectures`, by which engines choose the model's code, differs from the output's."""
     architectures, class_name = config.get("architectures"), architecture.class_name
     if architectures != [class_name]:
         state = "is missing" if architectures is None else f"is {architectures!s:.80}"
@@ -91,7 +91,7 @@ def _check_class(config: Mapping[str, Any], architecture: Architecture) -> Itera
 
 
 def _name_left_behind(names: Iterable[str]) -> Iterator[str]:
-    """Files that are no part of the model."""
+    """Yield remarks on files that are not part of the model."""
     every = tuple(names)
     if every:
         yield f"not part of the checkpoint and left behind: {', '.join(summarize_names(every))}"

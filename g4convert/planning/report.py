@@ -60,7 +60,7 @@ class PlanReport:
             layout: the place of every byte.
             outlook: verdicts of the engines on the output, at `tps` at least.
             workers: for the estimated time; 0 is one for each core.
-            tps: tensor parallel sizes to tell of.
+            tps: tensor parallel sizes to report.
             tokens: token ids that would calibrate.
             own_texts: whether they are of the user's texts.
         """
