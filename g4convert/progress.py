@@ -155,22 +155,22 @@ class Lines(Progress):
         self._console = console
         self._total = self._done = self._fresh = 0
         self._name = self._unit = ""
-        self._began = self._said = time.monotonic()
+        self._began = self._last_line = time.monotonic()
 
     def start(self, total: int, done: int) -> None:
         """Reset the counts."""
         _say_continued(self._console, total, done)
         self._total, self._done, self._fresh = total, done, 0
-        self._began = self._said = time.monotonic()
+        self._began = self._last_line = time.monotonic()
 
     def advance(self, nbytes: int, name: str) -> None:
         """Add finished bytes; print a line if the last line is some seconds old or all is done."""
         self._done += nbytes
         self._fresh += nbytes
         now = time.monotonic()
-        if now - self._said < _LINE_SECONDS and self._done < self._total:
+        if now - self._last_line < _LINE_SECONDS and self._done < self._total:
             return
-        self._said = now
+        self._last_line = now
         speed = self._fresh / max(now - self._began, 1e-9)
         parts = [f"{size(self._done)} of {size(self._total)}"]
         if self._done >= self._total:
@@ -183,15 +183,15 @@ class Lines(Progress):
     def step(self, name: str, total: int, unit: str) -> None:
         """Reset the counts for the step."""
         self._name, self._unit, self._total, self._done = name, unit, total, 0
-        self._began = self._said = time.monotonic()
+        self._began = self._last_line = time.monotonic()
 
     def tick(self, count: int, name: str = "") -> None:
         """Add finished units; print a line if the last line is some seconds old."""
         self._done += count
         now = time.monotonic()
-        if now - self._said < _LINE_SECONDS or self._done >= self._total:
+        if now - self._last_line < _LINE_SECONDS or self._done >= self._total:
             return
-        self._said = now
+        self._last_line = now
         share = f"{self._done:,} of {self._total:,} {self._unit}" if self._unit else f"{self._done / self._total:.0%}"
         parts = [f"  {name or self._name}: {share}"]
         if self._done:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, get_args
 from g4convert.checkpoint import source
 from g4convert.devices import memory_faults, torch_device
 from g4convert.forward.load import DTypeName, Memory
-from g4convert.forward.load import load as fill
+from g4convert.forward.load import load as load_model
 from g4convert.request import DEFAULTS, SPEECH_DTYPE
 from g4convert.run_options import check_run
 
@@ -45,4 +45,4 @@ def load(
     place = torch_device(device)
     directory = source.resolve(os.fspath(model)).path
     with memory_faults():
-        return fill(directory, dtype=dtype, packed=packed, memory=memory, device=place)
+        return load_model(directory, dtype=dtype, packed=packed, memory=memory, device=place)

@@ -10,7 +10,7 @@ from g4convert.progress import Progress, with_messages_to
 from g4convert.report import Report
 from g4convert.request import Level, Request, ServedEngine
 from g4convert.run_options import MemoryUse, check_run, parse_choice
-from g4convert.verification.run import verify as run
+from g4convert.verification.run import verify as run_verification
 
 
 def verify(  # noqa: PLR0913 - the choices of a verification
@@ -71,6 +71,6 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         engine_url=engine_url,
         engine_timeout=engine_timeout,
     )
-    report = run(request, progress=with_messages_to(progress, say))
+    report = run_verification(request, progress=with_messages_to(progress, say))
     reference_name = None if reference is None else source.display_name(os.fspath(reference))
     return replace(report, output=source.display_name(os.fspath(output)), reference=reference_name)

@@ -7,7 +7,7 @@ from g4convert.cli.recipe_options import RecipeArgument
 
 def list_(*, as_json: Json = False, no_color: NoColor = False) -> None:
     """List the recipes that come with g4convert."""
-    from g4convert.cli import show as shown
+    from g4convert.cli.show import console, print_pairs
     from g4convert.planning.recipe import DEFAULT
     from g4convert.planning.recipe_files import load_shipped
 
@@ -16,7 +16,7 @@ def list_(*, as_json: Json = False, no_color: NoColor = False) -> None:
         print_json(descriptions)
     else:
         with_default = {name: f"{text} (default)" if name == DEFAULT else text for name, text in descriptions.items()}
-        shown.print_pairs(shown.console(no_color=no_color), with_default)
+        print_pairs(console(no_color=no_color), with_default)
 
 
 def show(name: RecipeArgument) -> None:
@@ -36,6 +36,6 @@ def check(name: RecipeArgument, *, as_json: Json = False, no_color: NoColor = Fa
 
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors and CI."""
-    from g4convert.planning.recipe import make_schema as recipe_schema
+    from g4convert.planning.recipe import make_schema
 
-    print_json(recipe_schema())
+    print_json(make_schema())

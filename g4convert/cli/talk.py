@@ -28,7 +28,7 @@ class Talk:
     def __init__(self, *, no_color: bool, quiet: bool, mute: bool, several: bool) -> None:
         self._out, self._messages = console(no_color=True), messages(no_color=no_color)
         self._quiet, self._mute, self._several = quiet or mute, mute, several
-        self._said = 0
+        self._prompts_shown = 0
 
     def print_loading(self, model: str) -> None:
         """Print that a model is being loaded, which takes seconds to minutes."""
@@ -44,9 +44,9 @@ class Talk:
     @contextmanager
     def show_prompt(self, prompt: str) -> Iterator[None]:
         """Print a prompt, if there are several, and end the line of its answer on exit, also after an error."""
-        if self._said:
+        if self._prompts_shown:
             self.show("\n")
-        self._said += 1
+        self._prompts_shown += 1
         if self._several and not self._quiet:
             self._messages.print(f"[dim]> {escape(prompt)}[/]", soft_wrap=True)
         try:

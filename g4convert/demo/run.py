@@ -33,7 +33,7 @@ from g4convert.demo.comparison import LogitsDifference, compare
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import GateError, UsageError
 from g4convert.forward.candidate import ModelCandidate
-from g4convert.forward.load import load as loaded
+from g4convert.forward.load import load as load_model
 from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.probe import Probe
 from g4convert.gemma4.family import Family
@@ -125,7 +125,7 @@ def _compare_answers(source: Path, output: Path) -> tuple[ProbeComparison, ...]:
     Raises:
         GateError: the result computes something else than its dequantized weights.
     """
-    original, expected, packed_model = loaded(source), loaded(output, packed=False), loaded(output)
+    original, expected, packed_model = load_model(source), load_model(output, packed=False), load_model(output)
     probes = make_probes(original, source, tokens=1)  # one conversation of each kind
     comparisons = []
     for kind in dict.fromkeys(probe.bucket for probe in probes):

@@ -19,7 +19,7 @@ from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Losses
 from g4convert.fitting.sensitivities import Measure
 from g4convert.planning.costs import look_up_kl
-from g4convert.planning.recipe import RecipeMethod as Asked
+from g4convert.planning.recipe import RecipeMethod
 from g4convert.quantization import Method
 
 _GROUP: Final = 32
@@ -57,7 +57,7 @@ def look_up_share(method: Method, stands: Method, *, experts: bool) -> float:
         experts: whether the model has experts.
     """
     losses, _ = look_up_kl(_GROUP, has_experts=experts)
-    return losses[Asked(method)] / losses[Asked(stands)] if method in {Method.GPTQ, Method.BEST} else 1.0
+    return losses[RecipeMethod(method)] / losses[RecipeMethod(stands)] if method in {Method.GPTQ, Method.BEST} else 1.0
 
 
 def scale_losses(losses: Losses, parts: Iterable[Part], share: float) -> Losses:
