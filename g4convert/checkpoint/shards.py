@@ -196,14 +196,14 @@ def disagreements(directory: Path, headers: Sequence[Header], weight_map: Mappin
     if weight_map is None:
         twice = find_copies(directory, {h.file.name: [stored.name for stored in h.tensors] for h in headers})
         return [twice] if twice else errors
-    read = {header.file.name for header in headers}
+    read, hint = {header.file.name for header in headers}, SAVE_AGAIN if errors else _NO_INDEX
     errors.extend(
-        InputError(f"{escape_unprintable(name)}: {INDEX} says {shard}, which does not hold it", hint=_NO_INDEX)
+        InputError(f"{escape_unprintable(name)}: {INDEX} says {shard}, which does not hold it", hint=hint)
         for name, shard in weight_map.items()
         if shard in read and files.get(name) != shard
     )
     errors.extend(
-        InputError(f"{escape_unprintable(name)}: in {shard}, but not in {INDEX}", hint=_NO_INDEX)
+        InputError(f"{escape_unprintable(name)}: in {shard}, but not in {INDEX}", hint=hint)
         for name, shard in files.items()
         if name not in weight_map
     )

@@ -222,6 +222,28 @@ def _reformat(name: str) -> Damage:
     return change
 
 
+def _untie(whole: dict[str, Any]) -> None:
+    for part in (whole, whole["text_config"]):
+        part["tie_word_embeddings"] = False
+
+
+def _head_of_the_embedding(held: Tensors) -> None:
+    held["lm_head.weight"] = held["model.language_model.embed_tokens.weight"].clone()
+
+
+def _in_group_order(held: Tensors) -> None:
+    held[f"{LAYER}.mlp.up_proj.weight_g_idx"] = torch.arange(128, dtype=torch.int32) // 32
+
+
+def _double(directory: Path) -> None:
+    """A shard that the index does not name, of a name in the index."""
+    name, extra = f"{LAYER}.layer_scalar", "extra.safetensors"
+    index = json.loads((directory / INDEX).read_text())
+    save_file({name: torch.ones(1)}, directory / extra, metadata={"format": "pt"})
+    index["weight_map"][name] = extra
+    (directory / INDEX).write_text(json.dumps(index))
+
+
 def _put(name: str, value: object) -> Damage:
     return lambda directory: (directory / name).write_text(json.dumps(value)) and None
 
@@ -296,6 +318,18 @@ STATIC: Mapping[str, Damage] = {
     "sound token of another model": config(lambda whole: whole.update(audio_token_id=whole["image_token_id"] - 1)),
     "pooling of another size": config(lambda whole: whole["vision_config"].update(pooling_kernel_size=2)),
     "padding token lost": config(lambda whole: whole["text_config"].update(pad_token_id=None)),
+    "untied without a head": config(_untie),
+    "packed head of a tied model": both(tensors(_head_of_the_embedding), pack("lm_head")),
+    "inputs in FP8": quantization(
+        lambda section: section["config_groups"]["group_0"].update(
+            input_activations={"num_bits": 8, "type": "float", "dynamic": True, "strategy": "token", "symmetric": True}
+        )
+    ),
+    "order of columns that says nothing": tensors(_in_group_order),
+    "another order of columns": tensors(
+        lambda held: held.update({f"{LAYER}.mlp.up_proj.weight_g_idx": torch.arange(128, dtype=torch.int32) % 4})
+    ),
+    "tensor in two shards": _double,
     "no quantization_config": config(lambda whole: whole.pop("quantization_config")),
     "another quant_method": quantization(lambda section: section.update(quant_method="awq")),
     "wrong group size": weights_scheme(group_size=64),

@@ -4,7 +4,7 @@ No key of the source may be lost or changed, since the model computes by it, and
 Two spellings of one fact (`global_head_dim` and `per_layer_config`, `torch_dtype` and `dtype`) count as equal.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, Final
 
@@ -24,9 +24,18 @@ _REMEDY: Final = "take the source's config.json and put the quantization_config 
 _MISSING: Final = object()
 
 
-def config_keys(out: Mapping[str, Any], source: Mapping[str, Any], *, text_only: bool) -> Iterator[Finding]:
-    """Yield findings on keys of the source that the output lost or changed."""
-    untied = out.get("tie_word_embeddings") is False and source.get("tie_word_embeddings") is not False
+def config_keys(
+    out: Mapping[str, Any], source: Mapping[str, Any], *, text_only: bool, has_head: bool
+) -> Iterator[Finding]:
+    """Yield findings on keys of the source that the output lost, changed or added.
+
+    Args:
+        out: the output's config.
+        source: the source's.
+        text_only: the output is the decoder of a multimodal source.
+        has_head: the output stores a head, so that it may have one of its own.
+    """
+    untied = has_head and out.get("tie_word_embeddings") is False and source.get("tie_word_embeddings") is not False
     if text_only:
         head = {"tie_word_embeddings": source.get("tie_word_embeddings", _MISSING)}
         section = source.get("text_config", source)
@@ -78,12 +87,15 @@ def _said_otherwise(key: str, value: object, out: Mapping[str, Any]) -> bool:
     return renamed is not None and out.get(renamed) == value
 
 
-def read_architecture(out: Mapping[str, Any], source: Architecture | None) -> tuple[Architecture, tuple[Finding, ...]]:
+def read_architecture(
+    out: Mapping[str, Any], source: Architecture | None, *, has_head: bool
+) -> tuple[Architecture, tuple[Finding, ...]]:
     """Return the architecture to check names and shapes against, and findings on how the output's own differs.
 
     Args:
         out: the output's config.
         source: the source's architecture, which is returned where the two differ; None takes the output's.
+        has_head: the output stores a head; without one, its head can only be the embedding.
 
     Raises:
         InputError: there is no source, and the config does not describe a Gemma 4 model.
@@ -102,8 +114,13 @@ def read_architecture(out: Mapping[str, Any], source: Architecture | None) -> tu
     wanted = source
     if own.model_type in source.text_types:
         wanted = replace(source.text_only(), model_type=own.model_type)
-    wanted = wanted if own.tied_embeddings else wanted.untied()  # then the output must have the source's head
+    wanted = wanted.untied() if has_head and not own.tied_embeddings else wanted  # with the source's head
     return wanted, tuple(_parts_that_differ(own, wanted))
+
+
+def has_head(names: Iterable[str]) -> bool:
+    """Return whether stored names have an output head among them."""
+    return any("lm_head." in name for name in names)
 
 
 def _split(line: str, family: str) -> tuple[str, str, str]:

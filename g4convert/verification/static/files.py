@@ -28,8 +28,9 @@ def broken_files(error: InputError) -> Iterator[Finding]:
     """Yield one finding for each offender that `Checkpoint.open` refused."""
     for line in error.offenders or (error.message,):
         subject, _, found = line.partition(": ")
+        found, _, expected = (found or line).partition(", expected ")
         code = "static.index" if INDEX in line else "static.files"
-        yield Finding(code, Severity.FAIL, subject, found or line, "", error.hint)
+        yield Finding(code, Severity.FAIL, subject, found, expected, error.hint)
 
 
 def loose_files(out: Checkpoint) -> Iterator[Finding]:

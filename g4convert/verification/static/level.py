@@ -25,7 +25,7 @@ from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory
 from g4convert.report import Finding, Severity, join_alike
-from g4convert.verification.static.config import config_keys, model_class, read_architecture
+from g4convert.verification.static.config import config_keys, has_head, model_class, read_architecture
 from g4convert.verification.static.engines import dead_entries, wrong_forms
 from g4convert.verification.static.files import broken_files, loose_files, total_size
 from g4convert.verification.static.packing import fits_ranks, fused_experts, groups_of, other_schemes, packing
@@ -92,7 +92,7 @@ def check_static(
         UnsupportedError: the source is quantized.
     """
     original_architecture = Architecture.from_config(original.config) if original else None
-    architecture, differences = read_architecture(out.config, original_architecture)
+    architecture, differences = read_architecture(out.config, original_architecture, has_head=has_head(out.infos))
     stored = StoredCheckpoint.of(out, architecture)
     if original is None or original_architecture is None:
         yield from check_stored(stored, tp=tp, engines=engines)
@@ -150,7 +150,7 @@ def _compare_with_original(
 ) -> Iterator[Finding]:
     """Compare the config of an output with its source's."""
     text = f"every key of the source is there, unchanged; {len(original.config)} at the top"
-    keys = config_keys(out.config, original.config, text_only=text_only)
+    keys = config_keys(out.config, original.config, text_only=text_only, has_head=has_head(out.infos))
     yield from _add_passes(
         {"static.architecture": ("config.json", f"{original_architecture.family}, as the source")}, differences
     )

@@ -41,14 +41,18 @@ def packing(stored: StoredCheckpoint) -> Iterator[Finding]:
     """Check every packed module against the model's shape and the scheme that an engine builds it by."""
     contents, groups = stored.contents, groups_of(stored)
     shapes = [info for module in contents.packed.values() if (info := module.parts.get("weight_shape"))]
-    values = stored.checkpoint.read_many(info.name for info in shapes if _is_shape(info))
+    indices = [info for module in contents.packed.values() if (info := module.parts.get("weight_g_idx"))]
+    read = (info.name for info in (*shapes, *indices) if _is_shape(info) or info.dtype is DType.I32)
+    values = stored.checkpoint.read_many(read)
     for name, module in contents.packed.items():
         shape = contents.expected[name].shape
         yield from _check_module(module, shape, groups.get(Name(name).module))
         yield from _check_weight_shape(module, shape, values)
+        yield from _check_g_idx(module, values)
     for name, module in contents.fused_packed.items():
         fused = contents.fused[name]
         yield from _check_module(module, fused.shape, groups.get(Name(fused.names[0]).module))
+        yield from _check_g_idx(module, {})
 
 
 def groups_of(stored: StoredCheckpoint) -> dict[str, DeclaredGroup]:
@@ -72,7 +76,6 @@ def _check_module(module: PackedModule, shape: tuple[int, ...], group: DeclaredG
     yield from _check_zero_point(module, shape, bits)
     if group is not None and group.static_int8:
         yield from _check_activation_scales(module)
-    yield from _check_g_idx(module)
 
 
 def _check_words(module: PackedModule, shape: tuple[int, ...], scheme: StoredScheme, bits: int) -> Iterator[Finding]:
@@ -114,13 +117,21 @@ def _check_zero_point(module: PackedModule, shape: tuple[int, ...], bits: int) -
         yield Finding("static.packed", Severity.FAIL, module.module, found, expected, AGAIN)
 
 
-def _check_g_idx(module: PackedModule) -> Iterator[Finding]:
-    if "weight_g_idx" in module.parts:
-        found = "weight_g_idx: groups in another order"
-        remedy = (
-            "quantize again with `actorder: weight`: no loader reads this one, and without it the weights are wrong"
-        )
-        yield Finding("static.scheme", Severity.FAIL, module.module, found, "none", remedy, detail=Detail.ORDER)
+def _check_g_idx(module: PackedModule, values: Mapping[str, bytes]) -> Iterator[Finding]:
+    """Check that columns lie in the order of their groups: no loader reads another order."""
+    index, scale = module.parts.get("weight_g_idx"), module.parts.get("weight_scale")
+    if index is None:
+        return
+    stored = values.get(index.name, b"")
+    group = [*struct.unpack(f"<{len(stored) // 4}i", stored)]
+    groups = scale.shape[-1] if scale else 0
+    if group and groups and group == [column * groups // len(group) for column in range(len(group))]:
+        found, remedy = "weight_g_idx, in the order that groups have without it", "delete it: no loader reads it"
+        yield Finding("static.scheme", Severity.WARN, module.module, found, "none", remedy)
+        return
+    found = "weight_g_idx: groups in another order"
+    remedy = "quantize again with `actorder: weight`: no loader reads this one, and without it the weights are wrong"
+    yield Finding("static.scheme", Severity.FAIL, module.module, found, "none", remedy, detail=Detail.ORDER)
 
 
 def _check_activation_scales(module: PackedModule) -> Iterator[Finding]:

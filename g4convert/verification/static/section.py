@@ -91,7 +91,7 @@ def _check_activations(groups: Iterable[DeclaredGroup], engines: Collection[str]
                 f"inputs quantized as they come, to {group.dynamic}: vLLM 0.33 and SGLang 0.5.23 have no such scheme"
             )
             detail, reading = Detail.INPUTS, {"transformers"}
-        severity = Severity.FAIL if set(engines).isdisjoint(reading) else Severity.WARN
+        severity = Severity.WARN if set(engines) <= reading else Severity.FAIL
         subject = f"config_groups.{group.name}"
         yield Finding("static.scheme", severity, subject, found, "weights only", detail=detail)
 

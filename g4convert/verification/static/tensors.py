@@ -171,7 +171,8 @@ def built_plain(contents: Contents, recipe: Mapping[str, Any]) -> Iterator[Findi
             yield Finding("static.kept", Severity.FAIL, module.module, "packed", f"the {role} kept", remedy)
     for name, form in contents.spare.items():
         if isinstance(form, PackedModule):
-            yield Finding("static.kept", Severity.FAIL, form.module, "packed", f"{name} is not read", "delete it")
+            found = "packed, and no model reads it: the head is the embedding" if "lm_head" in name else "packed"
+            yield Finding("static.kept", Severity.FAIL, form.module, found, "no such tensor", "delete it")
 
 
 def _packed_by(recipe: Mapping[str, Any]) -> set[str]:

@@ -37,7 +37,7 @@ from g4convert.gemma4 import Architecture
 from g4convert.progress import Progress
 from g4convert.report import Finding, join_alike
 from g4convert.run_options import usable_cores
-from g4convert.verification.static.config import read_architecture
+from g4convert.verification.static.config import has_head, read_architecture
 from g4convert.verification.weights.judge import judge_kept, judge_packed
 from g4convert.verification.weights.measured import Measured, PackedPair, measure
 from g4convert.verification.weights.pairs import ElementCounts, KeptPair, Pairing
@@ -74,7 +74,7 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
         UnsupportedError: the source is quantized.
     """
     source_architecture = Architecture.from_config(source.config)
-    architecture, _ = read_architecture(out.config, source_architecture)
+    architecture, _ = read_architecture(out.config, source_architecture, has_head=has_head(out.infos))
     inventory = inventory_for(architecture, source, source_architecture)
     contents = Contents.of(out.infos, architecture)
     with Reader(source.path, source.weight_files) as plain, Reader(out.path, out.weight_files) as written:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import Checkpoints
 from helpers.conversions import quantized
-from helpers.damage import STATIC, damaged, ignoring
+from helpers.damage import STATIC, config, damaged, ignoring
 from helpers.dialect_sources import with_shared_kv
 from helpers.grids import one_in, two_when_quick
 
@@ -128,6 +128,18 @@ ROWS = (
     row("sound token of another model", "e2b", ("config", FAIL, "audio_token_id")),
     row("pooling of another size", "dense", ("config", FAIL, "vision_config.pooling_kernel_size")),
     row("padding token lost", "dense", ("config", FAIL, "text_config.pad_token_id")),
+    row(
+        "untied without a head",
+        "dense",
+        ("config", FAIL, "tie_word_embeddings"),
+        ("config", FAIL, "text_config.tie_word_embeddings"),
+        ("architecture", FAIL, "tied_embeddings"),
+    ),
+    row("packed head of a tied model", "dense", ("kept", FAIL, "lm_head")),
+    row("inputs in FP8", "dense", ("scheme", FAIL, "config_groups.group_0")),
+    row("order of columns that says nothing", "dense", ("scheme", WARN, f"{LAYER}.mlp.up_proj")),
+    row("another order of columns", "dense", ("scheme", FAIL, f"{LAYER}.mlp.up_proj")),
+    row("tensor in two shards", "dense", ("files", FAIL, f"{LAYER}.layer_scalar")),
     row("no quantization_config", "dense", ("quantization_config", FAIL, "quantization_config")),
     row("wrong group size", "text", ("scheme", FAIL, "config_groups.group_0")),
     row("wrong bits", "text", ("scheme", FAIL, "config_groups.group_0")),
@@ -285,6 +297,23 @@ def test_every_damage_has_a_row_or_a_test() -> None:
         "file too many",
     }
     assert {name for name, _, _ in ROWS} | elsewhere == set(STATIC)
+
+
+def test_what_differs_and_what_is_right_stand_apart(written: Converted, tmp_path: Path) -> None:
+    findings = findings_of(written, tmp_path / "head", "dense", "packed head of a tied model")
+    (head,) = [one for one in findings if one.code == "static.kept" and one.severity is FAIL]
+    assert head.found == "packed, and no model reads it: the head is the embedding"
+    (twice,) = findings_of(written, tmp_path / "twice", "dense", "tensor in two shards")
+    assert twice.expected == "in one shard"
+    assert twice.remedy == "download the model again, or save it again with `save_pretrained`"
+
+
+def test_a_value_that_no_class_takes_is_told_with_the_right_kind(written: Converted, tmp_path: Path) -> None:
+    source, whole = written("dense")
+    odd = config(lambda config: config["text_config"].update(use_cache=1))
+    findings = checked(damaged(whole, tmp_path / "out", odd), source)
+    (one,) = [one for one in findings if one.code == "static.architecture"]
+    assert (one.subject, one.found, one.expected) == ("text_config.use_cache", "1", "true or false")
 
 
 def findings_of(written: Converted, tmp_path: Path, family: str, damage: str, **options: object) -> list[Finding]:
