@@ -157,6 +157,10 @@ class Report:
     output: str = ""
     reference: str | None = None
 
+    def __repr__(self) -> str:
+        """Return the output, the verdict and the number of findings, as all findings would fill pages."""
+        return f"Report({self.output!r}, {self.verdict.value}, findings={len(self.findings):,})"
+
     @property
     def verdict(self) -> Severity:
         """The worst severity, INFO aside; INCONCLUSIVE if there is no other."""

@@ -49,6 +49,11 @@ class Calibrated:
     statistics: Statistics | None
     already_done: bool = False
 
+    def __repr__(self) -> str:
+        """Return the file and the size of the sample, as all fields would fill pages."""
+        size = f"samples={self.tokens.samples:,}, length={self.tokens.length:,}"
+        return f"Calibrated({str(self.output)!r}, {size})"
+
     @classmethod
     def of(cls, output: Path, file: CalibrationFile, *, already_done: bool = False) -> "Calibrated":
         """Return the result for a file that was read or written."""

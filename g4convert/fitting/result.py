@@ -41,6 +41,11 @@ class Fitted:
     corners: tuple[tuple[int, float], ...]
     already_done: bool = False
 
+    def __repr__(self) -> str:
+        """Return the recipe, its size and its measured loss, as all fields would fill pages."""
+        choice = self.chosen
+        return f"Fitted({str(self.output)!r}, bytes={choice.nbytes:,}, measured={choice.measured:.4g})"
+
     @property
     def chosen(self) -> Point:
         """The choice that was written."""

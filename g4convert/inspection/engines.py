@@ -121,6 +121,11 @@ class Checked:
     is_fixable: bool = False
     is_drafter: bool = False
 
+    def __repr__(self) -> str:
+        """Return the checkpoint, the verdict and what each engine does, as all findings would fill pages."""
+        engines = ", ".join(f"{one.label} tp={one.tp}: {one.loads.value}" for one in self.verdicts)
+        return f"Checked({self.report.output!r}, {self.report.verdict.value}, {engines})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON: the report, `packed_modules` and `engines`."""
         engines = [one.to_dict() for one in self.verdicts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from helpers.program import Program, g4convert
 
 import g4convert as package
-from g4convert import check, load, plan, quantize, verify
+from g4convert import calibrate, check, load, plan, quantize, verify
 from g4convert.api.recipes import Overrides
 from g4convert.demo.trained import trained
 from g4convert.errors import GateError, UsageError
@@ -237,6 +238,12 @@ def test_results_are_one_line_in_a_notebook(moe: Path, tmp_path: Path) -> None:
     assert repr(made).startswith(f"Quantized({str(tmp_path / 'out')!r}, bytes=")
     assert repr(made).endswith(", pass)")
     assert repr(plan(moe)).startswith(f"PlanReport({moe.name!r}, recipe='w4a16-g32', output_bytes=")
+    assert made.report
+    assert repr(made.report) == f"Report({made.report.output!r}, pass, findings={len(made.report.findings)})"
+    checked = check(tmp_path / "out", engines=["vllm"])
+    assert re.fullmatch(rf"Checked\({checked.report.output!r}, pass, vLLM [\d.]+ tp=1: yes, .*\)", repr(checked))
+    ids = calibrate(moe, tmp_path / "ids.safetensors", samples=8, length=16, answers=False, statistics=False)
+    assert repr(ids) == f"Calibrated({str(tmp_path / 'ids.safetensors')!r}, samples=8, length=16)"
 
 
 @pytest.mark.parametrize("memory", ["resident", "stream"])

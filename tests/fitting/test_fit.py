@@ -71,6 +71,11 @@ def test_the_recipe_alone_makes_the_choice_again(made: Fitted, moe: Path, tmp_pa
     run(moe, tmp_path / "out", **recipe.model_dump(exclude={"description"}))
 
 
+def test_a_fit_is_one_line_in_a_notebook(made: Fitted) -> None:
+    choice = made.chosen
+    assert repr(made) == f"Fitted({str(made.output)!r}, bytes={choice.nbytes:,}, measured={choice.measured:.4g})"
+
+
 def test_every_cost_and_gain_is_listed(made: Fitted) -> None:
     document = made.to_dict()
     assert json.loads(json.dumps(document)) == document
