@@ -189,6 +189,8 @@ def make_job(  # noqa: PLR0913 - the choices of a conversion
         EnvironmentFault: the model is not in the cache and cannot be fetched.
     """
     check_run(tp=tp, workers=workers, device=device)
+    if not os.fspath(output):
+        raise UsageError("the output is empty", hint="name what to write")
     if tp and not recipe.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
     place = source.resolve(os.fspath(model))

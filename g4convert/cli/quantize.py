@@ -67,9 +67,13 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     options = verification.PrintOptions(quiet=quiet, verbose=verbose, no_color=no_color)
     if dry_run:
         conversion = prepare(job)
-        if conversion.already_done and not as_json:
+        if not conversion.already_done:
+            conversion.staging.try_place(conversion.layout)
+        elif not as_json:
             _print_already_done(job, options)
         print_plan(_report_plan(conversion), as_json=as_json, no_color=no_color, verbose=verbose)
+        with replace(options, quiet=quiet or as_json).open_progress() as progress:
+            progress.say("dry run: nothing was written")
         return
     ranks = Ranks.join()
     try:

@@ -6,7 +6,9 @@ Streams may be closed, arguments may not be UTF-8, and the current directory may
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.printable import printable
@@ -31,10 +33,11 @@ def check_streams() -> None:
 
 
 def check_arguments(command_line: Sequence[str]) -> None:
-    """Raise an error if arguments are not UTF-8, as neither JSON nor YAML can hold their bytes.
+    """Raise an error if arguments are not UTF-8, as neither JSON nor YAML can hold their bytes, or name no output.
 
     Raises:
-        UsageError: an argument has such bytes; names all such arguments.
+        UsageError: an argument has such bytes; names all such arguments. Or the output is an empty text, which would
+            be the current directory.
     """
     wrong = [
         printable(argument)
@@ -45,6 +48,9 @@ def check_arguments(command_line: Sequence[str]) -> None:
         raise UsageError(
             "arguments that are not valid UTF-8", offenders=wrong, hint="rename the file, or link to it by another name"
         )
+    for option, value in pairwise((*command_line, None)):
+        if (option in _OUTPUT and value == "") or option in {f"{name}=" for name in _OUTPUT}:
+            raise UsageError(f"{option.removesuffix('=')} is empty", hint="name what to write")
 
 
 def check_directory() -> None:
@@ -57,6 +63,10 @@ def check_directory() -> None:
         Path.cwd()  # torch and MKL ask for it whatever paths are given, and end with messages of their own
     except FileNotFoundError as error:
         raise EnvironmentFault("the current directory was deleted", hint="cd to a directory that is there") from error
+
+
+_OUTPUT: Final = ("-o", "--output")
+"""Names of the option that every command that writes has."""
 
 
 def _is_open(number: int) -> bool:

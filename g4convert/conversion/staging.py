@@ -6,6 +6,7 @@ renamed to OUT.replaced, which the journal records, and once the new one is in p
 deleted. What a kill leaves of all this, the next run does.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from shlex import quote
+from tempfile import mkdtemp
 from typing import Any
 
 from g4convert.checkpoint.output_names import JOURNALS
@@ -27,6 +29,8 @@ from g4convert.planning.layout import Layout
 from g4convert.quantities import size
 from g4convert.refusals import NO_ROOM, refusal
 
+_BLOCK = 512
+"""Bytes of what `st_blocks` counts."""
 STATES = "states"
 """Directory in OUT.partial that holds the hidden states between calibrated layers."""
 
@@ -96,6 +100,22 @@ class Staging:
         check_name(self)
         check_replaceable(self, overwrite=overwrite, planned=planned)
 
+    def try_place(self, layout: Layout) -> None:
+        """Check that OUT.partial can be made or is there, and that the shards fit on the disk; leaves nothing.
+
+        Raises:
+            EnvironmentFault: it cannot be made, or the disk is too small.
+        """
+        above = next(path for path in self.partial.parents if path.is_dir())
+        try:
+            Path(mkdtemp(prefix=".g4convert-", dir=above)).rmdir()
+        except OSError as error:
+            raise refusal(error, f"{self.partial}: cannot be made", hint="give -o another directory") from error
+        need = sum(shard.size for shard in layout.shards)
+        has = sum(path.lstat().st_blocks * _BLOCK for path in self.partial.rglob("*"))
+        if need > shutil.disk_usage(above).free + has:
+            raise _no_room(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), self.partial, layout)
+
     def reopen(
         self, fingerprint: Mapping[str, Any], names: Collection[str], layout: Layout, *, overwrite: bool
     ) -> dict[int, Done] | None:
@@ -156,8 +176,7 @@ class Staging:
             is_made = True
         except OSError as error:
             if error.errno in NO_ROOM:
-                need = sum(shard.size for shard in layout.shards)
-                raise refusal(error, f"{partial}: no room for {size(need)}") from error
+                raise _no_room(error, partial, layout) from error
             raise
         finally:
             if not is_made:
@@ -220,6 +239,10 @@ class Staging:
             with Lock(self.lock) as lock:
                 lock.take()
                 self.clear()
+
+
+def _no_room(error: OSError, partial: Path, layout: Layout) -> EnvironmentFault:
+    return refusal(error, f"{partial}: no room for {size(sum(shard.size for shard in layout.shards))}")
 
 
 def _remove(partial: Path) -> None:

@@ -42,6 +42,7 @@ from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.recipe_files import load
 from g4convert.planning.report import PlanReport
 from g4convert.progress import Progress
+from g4convert.refusals import refusal
 from g4convert.verification.probes.suite import make_probes
 
 PARITY = 1e-5
@@ -96,6 +97,7 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
     Raises:
         UsageError: something that no demo made is in their place.
         GateError: the result does not load, or computes something else than its dequantized weights.
+        EnvironmentFault: there is no room for it.
     """
     source, output = directory / family, directory / f"{family}-W4A16"
     make_room(directory, (source.name, output.name))
@@ -103,7 +105,7 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
         scratch = Path(name)
         if family in TRAINED:
             say(f"copying a tiny {family} checkpoint that has learned something: {source}")
-            shutil.copytree(trained(family), scratch / source.name, copy_function=shutil.copyfile)
+            _copy_files(trained(family), scratch / source.name)
         else:
             say(f"making a tiny {family} checkpoint: {source}")
             make(family, scratch / source.name)
@@ -117,6 +119,20 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
     report = PlanReport.of(Source.at(source), recipe, conversion.plan, conversion.layout, outlook)
     say("loading the result in transformers, packed and dequantized")
     return Demonstration(source, output, report, summary, _compare_answers(source, output), family in TRAINED)
+
+
+def _copy_files(directory: Path, to: Path) -> None:
+    """Copy the files of a directory; `shutil.copytree` makes one error of all, which has no number.
+
+    Raises:
+        EnvironmentFault: there is no room for them, or they cannot be written.
+    """
+    to.mkdir()
+    for path in sorted(directory.iterdir()):
+        try:
+            shutil.copyfile(path, to / path.name)
+        except OSError as error:
+            raise refusal(error, to.parent.parent) from error
 
 
 def _compare_answers(source: Path, output: Path) -> tuple[ProbeComparison, ...]:

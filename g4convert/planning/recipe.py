@@ -11,6 +11,8 @@ from g4convert.quantities import parse_size
 
 DEFAULT = "w4a16-g32"
 """Recipe that is used if none is named."""
+LEAST_SHARD = 1000
+"""Smallest `max_shard_size` in bytes: `5`, meant as 5GB, would be one file for each tensor."""
 EIGHT_BITS = "w8a16-g32"
 """The recipe of eight bits."""
 
@@ -48,7 +50,7 @@ def _check_pattern(value: str) -> str:
     return value
 
 
-ShardSize = Annotated[int, Field(gt=0), BeforeValidator(_parse_bytes, json_schema_input_type=int | str)]
+ShardSize = Annotated[int, Field(ge=LEAST_SHARD), BeforeValidator(_parse_bytes, json_schema_input_type=int | str)]
 
 Patterns = Annotated[tuple[Annotated[str, AfterValidator(_check_pattern)], ...], Field(max_length=MOST_PATTERNS)]
 

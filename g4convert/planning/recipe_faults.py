@@ -25,7 +25,7 @@ _EXPECTED: Final = {
     "rules": "a list of rules, each with bits or a group_size",
     "layers": "layers of the decoder, such as 3, 0-1 or 0,5-7",
     "names": "a pattern of module names, such as *.self_attn.o_proj",
-    "max_shard_size": "a size above 0, such as 5GB, 500MB or a number of bytes",
+    "max_shard_size": "1KB or more, such as 5GB, 500MB or a number of bytes",
     "engines": "a list of engines",
     "carry": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",
     "leave": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",

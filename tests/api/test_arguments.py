@@ -73,3 +73,10 @@ def test_a_file_without_a_name_is_refused(name: str, tmp_path: Path, monkeypatch
         with pytest.raises(UsageError, match=r": a (directory, and a recipe is a file|calibration file ends in)"):
             getattr(package, function)("nothing", name, **more)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be the current directory."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="the output is empty"):
+        package.quantize("nothing", "")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from helpers.program import Program, g4convert
@@ -17,6 +19,7 @@ from g4convert import quantize
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
     from conftest import Checkpoints
 
 __all__ = ["g4convert"]
@@ -142,7 +145,29 @@ def test_dry_run_checks_the_output_and_the_device(moe: Path, g4convert: Program,
     done = g4convert("quantize", moe, "-o", tmp_path / "out", "-n")
     assert done.status == 0
     assert done.out == g4convert("plan", moe).out.partition("next: ")[0]
-    assert not (tmp_path / "out").exists()
+    assert done.err == "dry run: nothing was written\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    assert g4convert("quantize", moe, "-o", tmp_path / "out", "-n", "-q").err == ""
+
+
+def test_dry_run_finds_a_place_that_cannot_be_written(
+    moe: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same error as the run itself gives, but that the disk may fill until then."""
+    nowhere = g4convert("quantize", moe, "-o", "/proc/out", "-n")  # a directory in which root makes nothing, either
+    assert (nowhere.status, nowhere.out) == (5, "")
+    assert nowhere.err.startswith("error: /proc/out.partial: cannot be made: ")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
+    full = g4convert("quantize", moe, "-o", tmp_path / "a" / "out", "-n")
+    assert full.status == 5
+    assert re.match(r"error: \S+/a/out\.partial: no room for 2\.\d+ MB: No space left on device\nhint: free", full.err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_output_is_said_to_be_empty(moe: Path, g4convert: Program) -> None:
+    for given in (("-o", ""), ("--output=",)):
+        ran = g4convert("quantize", moe, *given)
+        assert (ran.status, ran.err) == (2, f"error: {given[0].rstrip('=')} is empty\nhint: name what to write\n")
 
 
 def test_a_device_that_is_not_there_leaves_nothing(moe: Path, g4convert: Program, tmp_path: Path) -> None:

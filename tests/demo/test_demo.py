@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,19 @@ def test_the_road_and_its_two_differences(g4convert: Program, tmp_path: Path) ->
 
     short = g4convert("demo", tmp_path, "--family", "text", "-q")
     assert short.out.startswith("prompt")
+
+
+def test_a_full_disk_is_one_line(g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the list of all files, from shutil, and the file that could not be copied is none of the user's."""
+
+    def full(source: Path, _: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    ran = g4convert("demo", tmp_path, "-q")
+    hint = "free some space, or write to another disk"
+    assert (ran.status, ran.err) == (5, f"error: {tmp_path}: No space left on device\nhint: {hint}\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_demo_did_not_make_stays(g4convert: Program, tmp_path: Path) -> None:

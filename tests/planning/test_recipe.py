@@ -70,6 +70,7 @@ def test_extends_is_relative_to_the_file_that_says_it(tmp_path: Path) -> None:
         ("pack: [router]", "pack"),
         ("pack: []", "pack"),
         ("max_shard_size: 5 parsecs", "max_shard_size: '5 parsecs'"),
+        ("max_shard_size: 5", "max_shard_size: 5 "),  # no unit: 5 bytes
         ("- 1", "expected keys and values"),
         ("a: [", "not YAML"),
         ("extends: 3", "expected a name or a path"),
@@ -117,7 +118,7 @@ def test_an_unknown_name_gets_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "nbytes"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("2GiB", 2 << 30), ("1.5kb", 1500), (7, 7)]
+    ("text", "nbytes"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("2GiB", 2 << 30), ("1.5kb", 1500), (7000, 7000)]
 )
 def test_sizes_have_units(text: object, nbytes: int) -> None:
     assert load(DEFAULT, {"max_shard_size": text}).recipe.max_shard_size == nbytes
