@@ -307,6 +307,12 @@ ROWS: Mapping[str, Row] = {
         lambda p: p.config(vision_config=None),
         "e2b",
     ),
+    "no images, the decoder alone": Row(
+        lambda p: p.tensors(without("vision")),
+        "--layout text-only converts the decoder alone",
+        lambda p: (p.bad, "--layout", "text-only"),
+        "e2b",
+    ),
     "no sound": Row(
         lambda p: p.tensors(without("audio")),
         '`"audio_config": null` in config.json says so',
