@@ -1,7 +1,7 @@
 """Files that are written whole or not at all.
 
 The bytes go to a new file in the same directory, `.g4convert-*.writing`, which then gets the name. A failure removes
-it, and leaves the old file or none; so does a kill, which leaves the new file, too.
+the new file, and leaves the old file or none. A kill leaves both the old file, if any, and the new one.
 """
 
 import os
@@ -14,10 +14,10 @@ from g4convert.refusals import refusal
 
 
 def check_writable(path: Path) -> None:
-    """Check that a file can be written at a path, before the work whose result it gets: makes a file beside it.
+    """Check that a file can be written at a path, before any work: make a file beside it, and remove it.
 
     Raises:
-        UsageError: a directory, or in none, or below a file; or `-`, which is no file.
+        UsageError: the path is a directory, in no directory, below a file, or `-`, which is not a file.
         EnvironmentFault: the system allows no file there: a disk that cannot be written, a name that is too long.
     """
     if str(path) == "-":

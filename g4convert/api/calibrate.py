@@ -218,8 +218,8 @@ def calibrate_in(
         UsageError: the ranks were started differently.
         G4Error: see `calibrate`; the same error in every rank.
     """
-    asked = {"model": model, "output": output, **how}
-    ranks.agree({name: value if value is None else str(value) for name, value in asked.items()})
+    choices = {"model": model, "output": output, **how}
+    ranks.agree({name: value if value is None else str(value) for name, value in choices.items()})
     results: list[Calibrated] = []
 
     def make(sharing: Ranks) -> None:

@@ -131,19 +131,21 @@ def add_statistics(  # noqa: PLR0913 -- a file, its model, and who does it
         drop(scratch)
 
 
-def _check_own_file(own: Path, given: Calibration, checkpoint: Checkpoint) -> None:
+def _check_own_file(own: Path, calibration: Calibration, checkpoint: Checkpoint) -> None:
     """Check that the output's own file may get the statistics of a model over a file of token ids.
 
     Raises:
         UsageError: the file is there, of other ids or another model.
         InputError: it is there, and no calibration file.
     """
-    if not own.exists() or is_same(own, given.path):
+    if not own.exists() or is_same(own, calibration.path):
         return
     existing = CalibrationFile.load(own)
-    if existing.hash != given.hash or (existing.model is not None and existing.model != Model.of(checkpoint)):
+    if existing.hash != calibration.hash or (existing.model is not None and existing.model != Model.of(checkpoint)):
         hint = f"move it away, or take it: --calibration {quote(str(own))}; --overwrite replaces it"
-        raise UsageError(f"{own}: is there already, of other texts than {given.path}, or another model", hint=hint)
+        raise UsageError(
+            f"{own}: is there already, of other texts than {calibration.path}, or another model", hint=hint
+        )
 
 
 def _has_statistics_of(existing: CalibrationFile, file: CalibrationFile, model: Model) -> bool:

@@ -19,11 +19,11 @@ class Command(TyperCommand):
         return _hide_flag_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 -- the same
-        """Run the command, with `~` replaced in the paths that it is given."""
+        """Run the command, with `~` replaced in the paths among its arguments."""
         for parameter in self.params:
-            given = ctx.params.get(parameter.name)
-            if parameter.metavar in _PATHS and isinstance(given, str | Path):
-                ctx.params[parameter.name] = type(given)(expand_home(given))
+            value = ctx.params.get(parameter.name)
+            if parameter.metavar in _PATHS and isinstance(value, str | Path):
+                ctx.params[parameter.name] = type(value)(expand_home(value))
         return super().invoke(ctx)
 
 

@@ -161,9 +161,9 @@ def serve_output(output: str) -> NextStep:
     """Return the command that serves an output that was written just now; an empty step if no engine starts with it."""
     from g4convert.api.check import check
 
-    found = check(output)
-    fails = found.report.exit_code(strict=False)
-    return _NO_STEP if fails else _serve_where_loaded(output, found.verdicts, drafter=found.is_drafter)
+    checked = check(output)
+    fails = checked.report.exit_code(strict=False)
+    return _NO_STEP if fails else _serve_where_loaded(output, checked.verdicts, drafter=checked.is_drafter)
 
 
 def _serve_where_loaded(output: str, verdicts: Sequence["Verdict"], *, drafter: bool = False) -> NextStep:

@@ -1,4 +1,4 @@
-"""Checks of what a process is started with, before any work: streams, arguments and the current directory.
+"""Checks before any work: of standard streams, arguments and the current directory.
 
 Streams may be closed, arguments may not be UTF-8, and the current directory may have been deleted.
 """
