@@ -6,7 +6,6 @@ lists         Matches `ignore` and `targets` with modules by the names of every 
 description   Holds the result of `describe`
 engines       Judges which engines load a checkpoint: `g4convert check`
 drafter       Compares an MTP drafter with its target
-spare         Compares tensors that no engine needs with what engines compute in their place
 weight_files  Compares the names of weight files with those that each engine reads
 needed_files  Finds files that are missing beside the weights
 file_faults   Holds faults of files in some engines

@@ -32,11 +32,11 @@ from g4convert.inspection.drafter import paired
 from g4convert.inspection.file_faults import FileFault
 from g4convert.inspection.fix import CURABLE, is_fixable
 from g4convert.inspection.needed_files import missing_files, missing_template
-from g4convert.inspection.spare import spare_values
 from g4convert.inspection.weight_files import weights_as_read
 from g4convert.report import Detail, Finding, Report, Severity
 from g4convert.run_options import check_run
 from g4convert.suggestions import no_such
+from g4convert.verification.weights.spare import spare_values
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 from g4convert.verification.static.section import HINDERS
 
@@ -144,7 +144,7 @@ def check(asked: CheckRequest) -> Checked:
     refuse_other_formats(out)
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
     static = tuple(check_stored(stored, tp=(), engines=asked.required))
-    static += tuple(spare_values(stored))
+    static += tuple(spare_values(stored.contents, stored.checkpoint, "engines"))
     architecture = stored.contents.architecture
     faults = (*weights_as_read(out), *missing_files(out, architecture))
     faults = tuple(one for one in faults if not set(one.engines).isdisjoint(asked.judged))

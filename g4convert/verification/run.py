@@ -10,10 +10,8 @@
 A level that could not run is never skipped silently: an INCONCLUSIVE or INFO finding says what was not checked.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -28,6 +26,7 @@ from g4convert.progress import Progress
 from g4convert.report import Finding, LevelResult, Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.changed import find_changes, take_stamps
+from g4convert.verification.provenance import advise_other_source, check_provenance
 from g4convert.verification.static.level import check_static, open_output
 from g4convert.verification.weights.hashes import check_hashes
 
@@ -72,7 +71,7 @@ def verify(
         findings += check_hashes(directories.out)
     findings += find_changes(before, take_stamps(asked.output, asked.reference))
     named = None if asked.reference is None else str(asked.reference)
-    return Report((*_advise_other_source(findings),), tuple(ran), metrics, str(asked.output), named)
+    return Report((*advise_other_source(findings),), tuple(ran), metrics, str(asked.output), named)
 
 
 def _following_levels(asked: Request) -> tuple[Level, ...]:
@@ -213,7 +212,7 @@ def _run_static(asked: Request, directories: _Opened) -> Iterator[Finding]:
     """Yield the findings of level `static`: of names, shapes, config and files, and of the output's record."""
     out, source = directories.out, directories.source
     yield from directories.broken if out is None else check_static(out, source)
-    yield from _check_provenance(asked, source)
+    yield from check_provenance(asked, source)
     if out is not None:
         yield from _check_quantized(out)
 
@@ -225,52 +224,7 @@ def _check_quantized(out: Checkpoint) -> Iterable[Finding]:
         yield Finding("static.quantized", Severity.INCONCLUSIVE, "weights", found, "a quantized checkpoint", remedy)
 
 
-def _recorded_source(output: Path) -> Mapping[str, Any] | None:
-    """Return the source that the output's record names; None if there is no readable record."""
-    return part(record(output), "source") or None
-
-
 def _reference_hint(output: Path) -> str:
-    name = (_recorded_source(output) or {}).get("name")
+    name = part(record(output), "source").get("name")
     made_of = f"; {RECORD} says it was made of {name}" if name else ""
     return f"--reference MODEL, a directory, a hub name, or a file of `g4convert reference`{made_of}"
-
-
-def _check_provenance(asked: Request, reference: Checkpoint | None) -> Iterable[Finding]:
-    """Check that the output's record says that it was made of this reference."""
-    source = _recorded_source(asked.output)
-    if asked.reference is None:
-        return
-    if source is None or not isinstance(source.get("files"), dict):
-        text = f"no {RECORD} that says so"
-        yield Finding("static.provenance", Severity.INFO, RECORD, text, "made of this reference")
-        return
-    files = json.dumps(source["files"], sort_keys=True).encode()
-    same = hashlib.sha256(files).hexdigest() == _reference_digest(asked, reference)
-    severity = Severity.PASS if same else Severity.WARN
-    found = "made of this reference" if same else f"made of another checkpoint, named {source.get('name')}"
-    remedy = "" if same else "pass the checkpoint that it was made of; other faults may follow from this"
-    yield Finding("static.provenance", severity, RECORD, found, "made of this reference", remedy)
-
-
-def _advise_other_source(findings: Sequence[Finding]) -> Iterator[Finding]:
-    """Yield the findings; if the output was made of another checkpoint, faults have the remedy to pass that one."""
-    mismatch = next(
-        (finding for finding in findings if finding.code == "static.provenance" and finding.severity is Severity.WARN),
-        None,
-    )
-    for finding in findings:
-        is_fault = finding.severity is Severity.FAIL
-        yield (
-            replace(finding, remedy=f"OUT is {mismatch.found}: {mismatch.remedy}") if mismatch and is_fault else finding
-        )
-
-
-def _reference_digest(asked: Request, reference: Checkpoint | None) -> str:
-    """Return the digest of the reference checkpoint, or of the checkpoint that a stored reference was made of."""
-    if reference is not None:
-        return reference.digest()
-    from g4convert.verification.logits.capture import StoredReference  # noqa: PLC0415 -- brings torch
-
-    assert asked.reference is not None  # noqa: S101 -- called only with a reference
-    return str(StoredReference.open(asked.reference).facts.get("source", ""))

@@ -256,6 +256,7 @@ def _write(name: str) -> Damage:
     return lambda directory: (directory / name).write_text("{}") and None
 
 
+EMBEDDING = "model.language_model.embed_tokens.weight"
 LAYER = "model.language_model.layers.0"
 MOE = DENSE = E2B = UNIFIED = LAYER
 MOE_FULL = "model.language_model.layers.2.self_attn"
@@ -530,6 +531,12 @@ VALUES: Mapping[str, Wrong] = {
         "weights.constant",
         f"{LAYER}.mlp.up_proj",
         "every word is 0x88888888",
+    ),
+    "tied head of other rows": Wrong(
+        tensors(lambda held: held.update({"lm_head.weight": held[EMBEDDING].roll(1, 0)})),
+        "weights.tied_head",
+        "lm_head.weight",
+        "differs from model.language_model.embed_tokens.weight",
     ),
     "norm changed": Wrong(
         _edit(f"{LAYER}.input_layernorm.weight", lambda tensor: tensor * 1.0078125),

@@ -12,6 +12,7 @@ rows            Compares a weight's error with that of plain rounding, and has t
 judge           Judges these numbers: failures and warnings
 scales          Judges scales, one by one, by groups and as a whole
 notes           Compares sound weights with one another
+spare           Compares a stored tied head, and biases of Linears, with what engines compute in their place
 findings        Merges many findings that are alike
 causes          Tries known accidents on a few rows of a wrong weight
 oracle          Compares the decoder with compressed-tensors on some rows

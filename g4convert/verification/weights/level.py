@@ -13,6 +13,8 @@
     weights.exact      share of exact groups, high for sources that were trained on a grid
     weights.outlier    no weight has a much larger error than others of its kind
     weights.kept       bytes of every tensor that is not packed
+    weights.tied_head  a stored head that the config ties has the values of the embedding
+    weights.bias       a stored bias that no Linear has is zero
 
 Level `static` finds missing and unknown tensors. A few threads read the tensors in pieces, each byte once, so memory
 does not grow with the model; results do not depend on the number of threads. Only one check needs torch and
@@ -43,6 +45,7 @@ from g4convert.verification.weights.measured import Measured, PackedPair, measur
 from g4convert.verification.weights.pairs import ElementCounts, KeptPair, Pairing
 from g4convert.verification.weights.recorded import check_recorded
 from g4convert.verification.weights.rows import band_of
+from g4convert.verification.weights.spare import spare_values
 
 _PIECE: Final = 16 << 20
 """Bytes of the source that one task reads."""
@@ -92,6 +95,7 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
             table += (_row_json(name, sums) for name, sums in measured.items())
         yield from judge_packed(packed, measured, method=_recorded_method(out))
         yield from judge_kept(kept, different)
+    yield from spare_values(contents, out, "weights")
 
 
 def bound(out: Checkpoint) -> str:

@@ -9,14 +9,14 @@ Tensors are read, once, only where they are stored.
 
 from collections.abc import Iterator
 
+from g4convert.checkpoint.contents import Contents
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.drops import all_zero, same_values
-from g4convert.engines.stored import StoredCheckpoint
 from g4convert.gemma4 import ExtraKind, droppable
 from g4convert.report import Finding, Severity
 from g4convert.tensors import TensorInfo
 
-_HEAD, _BIAS = "engines.tied_head", "engines.bias"
 _TIED = "the values of the embedding that config.json ties it to"
 _NONE = "none, or zeros"
 _WAYS = (
@@ -26,9 +26,15 @@ _WAYS = (
 _ADDED = "no Gemma 4 has this bias: take the model that it was made from"
 
 
-def spare_values(stored: StoredCheckpoint) -> Iterator[Finding]:
-    """Yield a finding for a plain head beside the plain embedding that it is tied to, and for biases of Linears."""
-    contents, out = stored.contents, stored.checkpoint
+def spare_values(contents: Contents, out: Checkpoint, level: str) -> Iterator[Finding]:
+    """Yield a finding for a plain head beside the plain embedding that it is tied to, and for biases of Linears.
+
+    Args:
+        contents: what is stored.
+        out: the checkpoint with it.
+        level: first part of the findings' codes.
+    """
+    head, bias = f"{level}.tied_head", f"{level}.bias"
     embedding = contents.plain(f"{contents.architecture.text_prefix}embed_tokens.weight")
     known = droppable(contents.architecture) if contents.spare else {}
     for name, form in contents.spare.items():
@@ -37,13 +43,13 @@ def spare_values(stored: StoredCheckpoint) -> Iterator[Finding]:
             continue
         with Reader(out.path, out.weight_files) as reader:
             if extra.kind is ExtraKind.ZEROS:
-                found = Finding(_BIAS, Severity.PASS, name, "zeros, which all engines drop", _NONE)
+                found = Finding(bias, Severity.PASS, name, "zeros, which all engines drop", _NONE)
                 if not all_zero(out.tensors[name], reader):
-                    found = Finding(_BIAS, Severity.FAIL, name, "a bias, which all engines drop", _NONE, _ADDED)
+                    found = Finding(bias, Severity.FAIL, name, "a bias, which all engines drop", _NONE, _ADDED)
                 yield found
             elif extra.kind is ExtraKind.TIED and embedding is not None:
-                found = Finding(_HEAD, Severity.PASS, name, "the embedding's values", _TIED)
+                found = Finding(head, Severity.PASS, name, "the embedding's values", _TIED)
                 if not same_values(out.tensors[name], out.tensors[embedding.name], reader):
                     differs = f"differs from {embedding.name}: SGLang drops it, vLLM and transformers compute with it"
-                    found = Finding(_HEAD, Severity.FAIL, name, differs, _TIED, _WAYS)
+                    found = Finding(head, Severity.FAIL, name, differs, _TIED, _WAYS)
                 yield found
