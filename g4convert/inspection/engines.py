@@ -36,9 +36,9 @@ from g4convert.inspection.weight_files import weights_as_read
 from g4convert.report import Detail, Finding, Report, Severity
 from g4convert.run_options import check_run
 from g4convert.suggestions import no_such
-from g4convert.verification.weights.spare import spare_values
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 from g4convert.verification.static.section import HINDERS
+from g4convert.verification.weights.spare import spare_values
 
 _ANY_ENGINE: Final = {
     "static.scheme", "static.packed", "static.scale", "static.shape", "static.quantization_config",

@@ -27,7 +27,7 @@ from g4convert.request import Request
 
 _CODE: Final = "static.provenance"
 _MADE: Final = "made of this reference"
-_PASS_IT: Final = "pass the checkpoint that it was made of; other faults may follow from this"
+_OTHER: Final = "pass the checkpoint that it was made of; other faults may follow from this"
 
 
 def check_provenance(asked: Request, reference: Checkpoint | None, facts: Mapping[str, Any]) -> Iterable[Finding]:
@@ -56,10 +56,10 @@ def check_provenance(asked: Request, reference: Checkpoint | None, facts: Mappin
         yield Finding(_CODE, Severity.PASS, RECORD, text, _MADE)
     elif same_files:
         text = "made of other weights of the same names and sizes, as of a model before or after its training"
-        yield Finding(_CODE, Severity.FAIL, RECORD, text, _MADE, f"quantize the reference, or {_PASS_IT}")
+        yield Finding(_CODE, Severity.FAIL, RECORD, text, _MADE, f"quantize the reference, or {_OTHER}")
     else:
         text = f"made of another checkpoint, named {source.get('name')}"
-        yield Finding(_CODE, Severity.WARN, RECORD, text, _MADE, _PASS_IT)
+        yield Finding(_CODE, Severity.WARN, RECORD, text, _MADE, _OTHER)
 
 
 def _sample_of(reference: Checkpoint | None, facts: Mapping[str, Any]) -> str | None:

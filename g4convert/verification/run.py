@@ -10,7 +10,7 @@
 A level that could not run is never skipped silently: an INCONCLUSIVE or INFO finding says what was not checked.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -28,6 +28,7 @@ from g4convert.request import Level, Request
 from g4convert.verification.changed import find_changes, take_stamps
 from g4convert.verification.provenance import advise_other_source, check_provenance
 from g4convert.verification.static.level import check_static, open_output
+from g4convert.verification.static.stored_reference import compare_described
 from g4convert.verification.weights.hashes import check_hashes
 
 
@@ -210,11 +211,22 @@ def _stopped_finding(
 
 def _run_static(asked: Request, directories: _Opened) -> Iterator[Finding]:
     """Yield the findings of level `static`: of names, shapes, config and files, and of the output's record."""
-    out, source = directories.out, directories.source
+    out, source, facts = directories.out, directories.source, _stored_facts(asked)
     yield from directories.broken if out is None else check_static(out, source)
-    yield from check_provenance(asked, source)
+    if out is not None and asked.is_captured:
+        yield from compare_described(out, facts)
+    yield from check_provenance(asked, source, facts)
     if out is not None:
         yield from _check_quantized(out)
+
+
+def _stored_facts(asked: Request) -> Mapping[str, Any]:
+    """Return the metadata of a stored reference; empty if the request has none."""
+    if not asked.is_captured or asked.reference is None:
+        return {}
+    from g4convert.verification.logits.capture import StoredReference  # noqa: PLC0415 -- brings torch
+
+    return StoredReference.open(asked.reference).facts
 
 
 def _check_quantized(out: Checkpoint) -> Iterable[Finding]:

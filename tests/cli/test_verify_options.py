@@ -112,7 +112,8 @@ def test_a_stored_reference_takes_the_place_of_the_model(
     assert found["levels"] == ["static", "logits"]
     assert found["metrics"]["loss"]["kl_mean"] == pytest.approx(beside["metrics"]["loss"]["kl_mean"], rel=1e-4)
     codes = {one["code"]: one["severity"] for one in found["findings"]}
-    assert codes["static.provenance"] == "pass"
+    for code in ("static.provenance", "static.config", "static.side_files"):
+        assert codes[code] == "pass"
     assert codes["weights.stopped"] == "info"
     assert g4convert("reference", source, "-o", tmp_path / "ref.bin").status == 2
     other = tmp_path / "other.safetensors"

@@ -12,9 +12,9 @@ The file is safetensors. For each probe N, in order:
     projection.H                    float32 [H, 64], the projection of states of width H
 
 The metadata has, under one key, the version of the metrics, the probes' names, buckets and nested arguments, the
-digest of the source checkpoint and the versions of the programs. With full logits all metrics but the SQNR are exact;
-the SQNR is estimated. With the 1,024 likeliest tokens the KL is a lower bound (see `scores.score_top`), and differences
-of logits are those of the known tokens.
+digest of the source checkpoint, its config and hashes of its files (`static.stored_reference`), and the versions of the
+programs. With full logits all metrics but the SQNR are exact; the SQNR is estimated. With the 1,024 likeliest tokens
+the KL is a lower bound (see `scores.score_top`), and differences of logits are those of the known tokens.
 """
 
 import json
@@ -62,7 +62,7 @@ class StoredReference:
         probes: probes that the reference was run on.
         kept: outputs of each probe, by name.
         projection: projection of the hidden states.
-        facts: metadata: `source` (digest), `dtype`, versions.
+        facts: metadata: `source` (digest), config and hashes of files of the source, `dtype`, versions.
     """
 
     probes: tuple[Probe, ...]
@@ -147,7 +147,7 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
     path: Path,
     *,
     source: str,
-    facts: Mapping[str, str],
+    facts: Mapping[str, Any],
     overwrite: bool,
     check: Callable[[], None],
     progress: Progress,

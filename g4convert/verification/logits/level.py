@@ -40,6 +40,7 @@ from g4convert.verification.probes.answers import answer_probes, is_asked
 from g4convert.verification.probes.media import MEDIA
 from g4convert.verification.probes.own import conversations
 from g4convert.verification.probes.suite import make_probes
+from g4convert.verification.static.stored_reference import describe_source
 
 _ANSWER_TOKENS: Final = 32
 """Most tokens of an answer."""
@@ -136,7 +137,8 @@ def store_reference(
         model = load_model(checkpoint, asked, dtype)
         probes, _ = _choose_probes(asked, model, None, progress, directory=checkpoint.path)
         progress.say(f"running the model: {ComparisonCost.of(model, probes, 0).line(_prompts_origin(asked, None))}")
-        digest, facts = checkpoint.digest(), {"dtype": dtype, "request": _hash_request(checkpoint, asked)}
+        digest = checkpoint.digest()
+        facts = {"dtype": dtype, "request": _hash_request(checkpoint, asked), **describe_source(checkpoint)}
         candidate = ModelCandidate(model)
         return capture(
             candidate,

@@ -23,10 +23,11 @@ from g4convert.errors import InputError
 from g4convert.gemma4 import is_drafter
 from g4convert.report import Finding, Severity
 
-_OWN: Final = {RECORD, README}
-_UNREAD: Final = ("*.md", ".gitattributes", ".gitignore", "LICENSE*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.pdf")
+OWN: Final = {RECORD, README}
+"""Files that every output has of its own."""
+UNREAD: Final = ("*.md", ".gitattributes", ".gitignore", "LICENSE*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.pdf")
 """Files that no program reads when it loads a model; other writers may replace them."""
-_COPY: Final = "copy it from the source again"
+COPY: Final = "copy it from the source again"
 _DELETE: Final = "delete it, or verify against the model that has it"
 _SAME_VALUES: Final = "the same values in other bytes"
 _MOST_KEYS: Final = 4
@@ -55,14 +56,14 @@ def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
         yield Finding("static.side_files", Severity.INFO, name, text, "")
     for name in sorted(expected):
         carried = CARRIED_README if name == README and CARRIED_README in present else name
-        problem = Severity.INFO if any(fnmatch(name, pattern) for pattern in _UNREAD) else worst
+        problem = Severity.INFO if any(fnmatch(name, pattern) for pattern in UNREAD) else worst
         if carried not in present:
-            yield Finding("static.side_files", problem, name, "missing", "as in the source", _COPY)
+            yield Finding("static.side_files", problem, name, "missing", "as in the source", COPY)
         elif not cmp(out.path / carried, source.path / name, shallow=False):
             found = _difference(out.path / carried, source.path / name)
             severity = Severity.WARN if found == _SAME_VALUES else problem
-            yield Finding("static.side_files", severity, name, found, "byte for byte as in the source", _COPY)
-    for name in sorted(present - {*source.side_files, *expected, *_OWN, CARRIED_README}):
+            yield Finding("static.side_files", severity, name, found, "byte for byte as in the source", COPY)
+    for name in sorted(present - {*source.side_files, *expected, *OWN, CARRIED_README}):
         if not fnmatch(name, JOURNALS):
             yield _judge_added(name, out, source, worst)
 
@@ -70,14 +71,14 @@ def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
 def _expected_side_files(out: Checkpoint, source: Checkpoint) -> set[str]:
     """Return the source's side files that an output should have, by `carry` and `leave` of its recorded recipe."""
     recipe = part(record(out.path), "recipe")
-    carry, leave = (_valid_patterns(recipe.get(key)) for key in ("carry", "leave"))
+    carry, leave = (valid_patterns(recipe.get(key)) for key in ("carry", "leave"))
     try:
         return {*source.choosing(carry=carry, leave=leave).side_files}
     except InputError:  # the patterns do not fit this source: the record is of another source
         return {*source.side_files}
 
 
-def _valid_patterns(value: object) -> list[str]:
+def valid_patterns(value: object) -> list[str]:
     """Return the valid patterns in a value of the record, at most `MOST_PATTERNS`."""
     listed = value if isinstance(value, list) else []
     return [one for one in listed[:MOST_PATTERNS] if isinstance(one, str) and not fault_of(one)]
