@@ -380,6 +380,8 @@ COMPOSED: Final[Mapping[str, set[str]]] = {
     "{code}.finite": {f"{kind}.finite" for kind in KINDS},
     "{code}.floor": {f"{kind}.floor" for kind in KINDS},
     "{code}.{name}": {f"{kind}.{name}" for kind in KINDS for name in profiles.load("w4a16").thresholds},
+    "{level}.bias": {"engines.bias", "weights.bias"},
+    "{level}.tied_head": {"engines.tied_head", "weights.tied_head"},
     "{level}.stopped": {"weights.stopped", "logits.stopped", "engine.stopped"},
 }
 """Codes that a finding puts together from parts, as the program writes them, and what each stands for."""

@@ -1,4 +1,4 @@
-"""Check `static.provenance`: what the record says of the source, against references that are nearly the source."""
+"""Check `static.provenance`: references that are nearly the source of a record."""
 
 import json
 import shutil

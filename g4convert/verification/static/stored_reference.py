@@ -26,7 +26,7 @@ from g4convert.checkpoint.record import record
 from g4convert.conversion.fingerprint import sample_weights
 from g4convert.gemma4 import Architecture, is_drafter
 from g4convert.report import Finding, Severity
-from g4convert.verification.static.config import config_keys, read_architecture
+from g4convert.verification.static.config import config_keys, has_head, read_architecture
 from g4convert.verification.static.side_files import COPY, OWN, UNREAD, valid_patterns
 
 _CONFIG, _FILES, _SAMPLE = "config", "side_files", "sample"
@@ -59,9 +59,11 @@ def compare_described(out: Checkpoint, facts: Mapping[str, Any]) -> Iterator[Fin
             yield Finding(code, Severity.INFO, subject, _NOT_COMPARED, "as in the source", _STORE_AGAIN)
         return
     original = Architecture.from_config(config)
-    architecture, differences = read_architecture(out.config, original)
+    heads = has_head(out.infos)
+    architecture, differences = read_architecture(out.config, original, has_head=heads)
     yield from differences
-    keys = [*config_keys(out.config, config, text_only=architecture.model_type != original.model_type)]
+    text_only = architecture.model_type != original.model_type
+    keys = [*config_keys(out.config, config, text_only=text_only, has_head=heads)]
     yield from keys
     if not any(one.severity is Severity.FAIL for one in keys):
         text = f"every key of the source is there, unchanged; {len(config)} at the top"

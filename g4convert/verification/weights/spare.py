@@ -34,7 +34,6 @@ def spare_values(contents: Contents, out: Checkpoint, level: str) -> Iterator[Fi
         out: the checkpoint with it.
         level: first part of the findings' codes.
     """
-    head, bias = f"{level}.tied_head", f"{level}.bias"
     embedding = contents.plain(f"{contents.architecture.text_prefix}embed_tokens.weight")
     known = droppable(contents.architecture) if contents.spare else {}
     for name, form in contents.spare.items():
@@ -43,13 +42,15 @@ def spare_values(contents: Contents, out: Checkpoint, level: str) -> Iterator[Fi
             continue
         with Reader(out.path, out.weight_files) as reader:
             if extra.kind is ExtraKind.ZEROS:
-                found = Finding(bias, Severity.PASS, name, "zeros, which all engines drop", _NONE)
+                found = Finding(f"{level}.bias", Severity.PASS, name, "zeros, which all engines drop", _NONE)
                 if not all_zero(out.tensors[name], reader):
-                    found = Finding(bias, Severity.FAIL, name, "a bias, which all engines drop", _NONE, _ADDED)
+                    found = Finding(
+                        f"{level}.bias", Severity.FAIL, name, "a bias, which all engines drop", _NONE, _ADDED
+                    )
                 yield found
             elif extra.kind is ExtraKind.TIED and embedding is not None:
-                found = Finding(head, Severity.PASS, name, "the embedding's values", _TIED)
+                found = Finding(f"{level}.tied_head", Severity.PASS, name, "the embedding's values", _TIED)
                 if not same_values(out.tensors[name], out.tensors[embedding.name], reader):
                     differs = f"differs from {embedding.name}: SGLang drops it, vLLM and transformers compute with it"
-                    found = Finding(head, Severity.FAIL, name, differs, _TIED, _WAYS)
+                    found = Finding(f"{level}.tied_head", Severity.FAIL, name, differs, _TIED, _WAYS)
                 yield found

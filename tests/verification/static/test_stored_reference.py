@@ -1,4 +1,4 @@
-"""What a stored reference holds of its source, compared with outputs: sound ones pass, damages are named as ever."""
+"""Outputs against what a stored reference holds of its source: sound ones pass, damages are named as ever."""
 
 from pathlib import Path
 
