@@ -34,7 +34,7 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "download or save this file again; it is damaged", "run `git lfs pull` there",
         "pass the original safetensors checkpoint", "pass the directory that holds the weights",
         "pass the directory that the trainer saved the model to", "delete {}: it belongs to another save",
-        "if the shards are all of one save, delete {}", "where you trust it and save it with `save_pretrained`",
+        "<SAVE_AGAIN> || <_NO_INDEX>", "where you trust it and save it with `save_pretrained`",
         "rename the file", "supported: {}", "compare with the config.json of the model", "delete {} or {}",
         "start from the bf16 checkpoint", "a merge or a quantizer left them: delete them",
         "lists what the directory holds",

@@ -196,14 +196,15 @@ def disagreements(directory: Path, headers: Sequence[Header], weight_map: Mappin
     if weight_map is None:
         twice = find_copies(directory, {h.file.name: [stored.name for stored in h.tensors] for h in headers})
         return [twice] if twice else errors
-    read, hint = {header.file.name for header in headers}, SAVE_AGAIN if errors else _NO_INDEX
+    read = {header.file.name for header in headers}
+    remedy = SAVE_AGAIN if errors else _NO_INDEX
     errors.extend(
-        InputError(f"{escape_unprintable(name)}: {INDEX} says {shard}, which does not hold it", hint=hint)
+        InputError(f"{escape_unprintable(name)}: {INDEX} says {shard}, which does not hold it", hint=remedy)
         for name, shard in weight_map.items()
         if shard in read and files.get(name) != shard
     )
     errors.extend(
-        InputError(f"{escape_unprintable(name)}: in {shard}, but not in {INDEX}", hint=hint)
+        InputError(f"{escape_unprintable(name)}: in {shard}, but not in {INDEX}", hint=remedy)
         for name, shard in files.items()
         if name not in weight_map
     )
