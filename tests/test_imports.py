@@ -87,10 +87,25 @@ def test_every_folder_is_a_layer() -> None:
     assert set(layers()) == folders
 
 
+DATA = {
+    *("g4convert.recipes", "g4convert.recipes.profiles", "g4convert.calibration.texts"),
+    *("g4convert.demo.trained.e2b", "g4convert.demo.trained.moe"),
+    *("g4convert.verification.page.templates", "g4convert.verification.probes.data"),
+}
+"""Directories without modules; setuptools warns of one with files that is not listed."""
+
+
+def test_every_directory_of_data_is_known() -> None:
+    directories = {path.parent for root in (PACKAGE, ROOT / "recipes") for path in root.rglob("*.*")}
+    data = {one for one in directories if one.name != "__pycache__" and not (one / "__init__.py").exists()}
+    names = {".".join(one.relative_to(ROOT).parts) for one in data - {PACKAGE / "demo" / "trained"}}
+    assert {re.sub("^recipes", "g4convert.recipes", name) for name in names} == DATA
+
+
 def test_every_package_is_in_the_wheel() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     packages = {f"g4convert.{name}".rstrip(".") for name, path in MODULES.items() if path.name == "__init__.py"}
-    assert set(listed) == {*packages, "g4convert.recipes"}
+    assert set(listed) == {*packages, *DATA}
 
 
 def test_imports_are_from_the_same_folder_or_an_earlier_one() -> None:
