@@ -20,5 +20,6 @@ activations  Probes gated modules with inputs that expose a wrong activation
 embedders    Probes embedders and poolers of the towers
 inputs       Compares masks, positions and embeddings between modules
 blame        Ranks modules by their share of the KL
+earlier      Says whether the recipe is to blame, by what the levels before found
 advice       Advises on recipes that cost less where four bits cost too much
 """

@@ -30,15 +30,16 @@ from g4convert.planning.steps import make_plan
 from g4convert.quantities import size
 from g4convert.report import Finding, Severity
 from g4convert.verification.gates import expected_severity
+from g4convert.verification.logits.earlier import RIGHT
 from g4convert.verification.profiles import Profile
 
 _CALIBRATED: Final = (RecipeMethod.GPTQ, RecipeMethod.BEST)
 _BITS: Final = 4
 _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the methods that take less time."""
-_RIGHT: Final = (
-    "the file is correct, but this recipe loses too much. Better recipes, with size and the upper end of the mean KL "
-    "to expect ({here}); `should pass` looks at this KL alone:"
+_BETTER: Final = (
+    "{judged} Better recipes, with size and the upper end of the mean KL to expect ({here}); `should pass` looks at "
+    "this KL alone:"
 )
 _KEPT: Final = " kept in bf16"
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
@@ -181,7 +182,7 @@ def measured_on(out: Checkpoint) -> str:
 
 
 def add_advice(
-    findings: Iterable[Finding], recipes: Sequence[BetterRecipe], *, high: float, model: str
+    findings: Iterable[Finding], recipes: Sequence[BetterRecipe], *, high: float, model: str, judged: str = RIGHT
 ) -> Iterator[Finding]:
     """Yield findings, with better recipes as the remedy of failures, or else warnings, of the loss.
 
@@ -190,6 +191,7 @@ def add_advice(
         recipes: recipes that lose less.
         high: mean KL of the output that is judged, in nats.
         model: name of the real model whose losses are set in proportion.
+        judged: what is known of the file, by `earlier.judge_file`.
     """
     all_findings = list(findings)
     lost = [finding for finding in all_findings if finding.code.startswith("logits.loss.")]
@@ -200,7 +202,7 @@ def add_advice(
     scaled = [f"times the ratio of the two recipes on {model}"] if not all(keeps_role) else []
     how = " or ".join([*scaled, *(["less the kept part's share"] if any(keeps_role) else [])])
     here = f"{high:.2g} here{how and f', {how}'}"
-    remedy = "\n".join([_RIGHT.format(here=here), *(recipe.line for recipe in useful), _FIT])
+    remedy = "\n".join([_BETTER.format(judged=judged, here=here), *(recipe.line for recipe in useful), _FIT])
     for finding in all_findings:
         is_advised = finding in lost and finding.severity is worst and not finding.remedy
         yield replace(finding, remedy=remedy) if is_advised else finding

@@ -44,7 +44,7 @@ def run_guarded(
     """
     faults = [one for one in before if one.severity is Severity.FAIL]
     try:
-        return run_logits(asked, out, source, progress=progress)
+        return run_logits(asked, out, source, before, progress=progress)
     except _FAILURES as error:
         of_input = isinstance(error, InputError)
         if not faults and (of_input or source is not None):

@@ -33,6 +33,7 @@ from g4convert.verification.changed import Stamps, find_changes, take_stamps
 from g4convert.verification.logits.advice import add_advice, better_recipes, is_right, judged_kl, measured_on
 from g4convert.verification.logits.capture import StoredReference, capture
 from g4convert.verification.logits.cost import ComparisonCost
+from g4convert.verification.logits.earlier import blame_fault, judge_file
 from g4convert.verification.logits.judge import check_logits
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
 from g4convert.verification.logits.trace import Models
@@ -50,6 +51,7 @@ def run_logits(
     asked: Request,
     out: Checkpoint,
     source: Checkpoint | None,
+    before: Sequence[Finding] = (),
     *,
     progress: Progress,
 ) -> LevelResult:
@@ -59,6 +61,7 @@ def run_logits(
         asked: the request: reference, profile, prompts and settings.
         out: the opened output.
         source: the checkpoint that the output was made of; None for a stored reference, and for parity alone.
+        before: findings of the levels before: no recipe is to blame for a loss of a file that is wrong.
         progress: told of each step, and of its progress.
 
     Returns:
@@ -99,9 +102,13 @@ def run_logits(
             judged = check_logits(models, probes, loss=loss, parity=parity, progress=progress)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
     findings = judged.findings
-    if any(map(_loses_much, findings)) and is_right(findings):
+    if any(one.severity is Severity.FAIL for one in before):
+        findings = tuple(blame_fault(findings, before))
+    elif any(map(_loses_much, findings)) and is_right(findings):
         recipes = better_recipes(out, source, metrics, profile)
-        findings = tuple(add_advice(findings, recipes, high=judged_kl(metrics["loss"]), model=measured_on(out)))
+        judged_as = judge_file(before, compared=source is not None)
+        high, model = judged_kl(metrics["loss"]), measured_on(out)
+        findings = tuple(add_advice(findings, recipes, high=high, model=model, judged=judged_as))
         metrics["advice"] = [asdict(recipe) for recipe in recipes]
     return LevelResult((_load_finding(), *notes, *findings), metrics)
 

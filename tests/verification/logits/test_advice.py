@@ -10,7 +10,14 @@ import pytest
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.report import Finding, Severity
 from g4convert.verification import profiles
-from g4convert.verification.logits.advice import BetterRecipe, add_advice, better_recipes, is_right, measured_on
+from g4convert.verification.logits.advice import (
+    BetterRecipe,
+    add_advice,
+    better_recipes,
+    is_right,
+    measured_on,
+)
+from g4convert.verification.logits.earlier import blame_fault, judge_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +60,21 @@ def test_the_worst_findings_of_a_loss_name_what_costs_less() -> None:
     assert way == "`-r w8a16-g32`: 8 bits, 1.50 MB, KL at most about 0.0004, should pass"
     assert "g4convert fit" in fit
     assert list(remedies(finding("loss.kl_p999", WARN))) == ["logits.loss.kl_p999"]
+
+
+def test_a_file_is_called_correct_only_if_all_of_it_was_compared() -> None:
+    passed = Finding("static.config", PASS, "config.json", "every key of the source is there, unchanged", "")
+    added = Finding("static.config", Severity.INFO, "text_config.quirk", "1", "not in the source")
+    assert judge_file([passed], compared=True) == "the file is correct, but this recipe loses too much."
+    assert "keys that the source lacks (text_config.quirk); if" in judge_file([passed, added], compared=True)
+    assert "a stored reference holds no weights" in judge_file([passed], compared=False)
+
+
+def test_a_loss_beside_a_fault_is_not_the_recipes() -> None:
+    fault = Finding("static.config", FAIL, "text_config.rope_parameters.factor", "8.0, added", "")
+    lost, well = blame_fault([finding("loss.kl_mean", FAIL), finding("loss.top1", PASS)], [fault])
+    assert lost.remedy == "correct first what static.config names: text_config.rope_parameters.factor"
+    assert not well.remedy
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,17 @@ def test_a_sound_output_passes_and_one_without_hashes_is_told(packed: Path, dens
         assert found(report, "weights.hash") == [(Severity.INFO, "g4convert.json")]
 
 
+def test_an_output_that_was_sharded_anew_is_told_what_is_compared(packed: Path, dense: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(packed, tmp_path / "out")
+    (out / "model-00001-of-00001.safetensors").rename(out / "model.safetensors")
+    (out / "model.safetensors.index.json").unlink()
+    report = verify(Request(out, dense, Level.WEIGHTS))
+    (told,) = (one for one in report.findings if one.code == "weights.hash")
+    assert (told.severity, told.found[:18]) == (Severity.WARN, "no hash of 1 shard")
+    assert "remove `files` from g4convert.json" in told.remedy
+    assert report.exit_code(strict=False) == 0
+
+
 @pytest.mark.parametrize("place", ["out", "source"])
 def test_what_changes_while_it_is_read_is_inconclusive(place: str, packed: Path, dense: Path, tmp_path: Path) -> None:
     out, source = shutil.copytree(packed, tmp_path / "out"), shutil.copytree(dense, tmp_path / "source")
