@@ -49,7 +49,7 @@ def run_guarded(
         of_input = isinstance(error, InputError)
         if not faults and (of_input or source is not None):
             raise
-        found = f"not run: the model fails: {_first_line(error)}"
+        found = f"not run: {'' if of_input else 'the model fails: '}{_first_line(error)}"
         return LevelResult(
             (Finding("logits.stopped", Severity.INCONCLUSIVE, "level logits", found, "", _remedy(faults)),), {}
         )
@@ -57,13 +57,15 @@ def run_guarded(
 
 def _first_line(error: Exception) -> str:
     """Return an error as text of one line, with its type if it is none of g4convert's."""
-    line = next(iter(str(error).splitlines()), "")
-    text = line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
+    if isinstance(error, InputError):
+        text = error.offenders[0] if len(error.offenders) == 1 else error.message
+    else:
+        text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     return text if len(text) <= _MOST else f"{text[: _MOST - 1]}…"
 
 
 def _remedy(faults: Sequence[Finding]) -> str:
-    keys = [one.subject for one in faults if one.code in _OF_CONFIG]
+    keys = [one.subject for one in faults if one.code in _OF_CONFIG and one.subject != "config.json"]
     if keys:
         return f"correct config.json first: level static names {keys[0]}" + (
             f" and {len(keys) - 1} more" if len(keys) > 1 else ""

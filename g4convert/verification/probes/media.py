@@ -20,6 +20,7 @@ from g4convert.errors import InputError
 from g4convert.forward.conversations import Frame
 from g4convert.forward.media import Media, pictures, sounds, takes, video
 from g4convert.forward.models import Config
+from g4convert.quantities import plural
 
 MEDIA = ("image", "audio", "video")
 
@@ -86,8 +87,8 @@ def place_soft_tokens(media: Media, ids: Sequence[int], frame: Frame, config: Co
     expected = 1 if media.kind == "video" else len(media.soft_tokens)
     if ids.count(soft) != expected:
         raise InputError(
-            f"a prompt with {expected} {media.kind} parts has {ids.count(soft)} times the token {soft}, which is "
-            f"{media.kind}_token_id of config.json",
+            f"{media.kind}_token_id {soft} of config.json: {ids.count(soft)} times in a prompt with "
+            f"{plural(expected, f'{media.kind} part')}",
             hint="take chat template, tokenizer and config.json of one model",
         )
     placed: list[int] = []

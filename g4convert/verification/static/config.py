@@ -127,7 +127,7 @@ def _split(line: str, family: str) -> tuple[str, str, str]:
     """Return a config's fault in three parts: the key, what it has, and what it should have."""
     subject, _, found = line.partition(": ")
     found, _, expected = (found or line).partition(", expected ")
-    return subject, found, expected or family
+    return subject, found, expected or (family if subject == "config.json" else "as in the source")
 
 
 def _parts_that_differ(found: object, expected: object, path: str = "") -> Iterator[Finding]:

@@ -50,7 +50,7 @@ def test_a_model_that_cannot_run_stops_the_level_and_the_key_is_named(
     assert found.levels == (Level.STATIC, Level.WEIGHTS)
     assert any(key in subjects for subjects in failures(found.findings).values())
     text, remedy = why_stopped(found)
-    assert text.startswith("not run: the model fails: ")
+    assert text.startswith("not run: ")
     assert remedy == f"correct config.json first: level static names {key}"
 
 
