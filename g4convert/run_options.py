@@ -7,12 +7,18 @@ import os
 import re
 from collections.abc import Collection, Iterable
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from g4convert.errors import UsageError
 from g4convert.suggestions import no_such
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T", bound=StrEnum)
+
+DeviceLike: TypeAlias = "str | int | torch.device"
+"""A device as callers of the API give it: by name, by the number of a GPU, or as torch has it."""
 
 
 class MemoryUse(StrEnum):
@@ -34,6 +40,16 @@ MOST_WORKERS: Final = 1024
 def usable_cores() -> int:
     """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def device_name(device: DeviceLike) -> str:
+    """Return the name of a device: `cuda:0` for GPU 0."""
+    return f"cuda:{device}" if isinstance(device, int) else str(device)
+
+
+def dtype_name(dtype: "str | torch.dtype") -> str:
+    """Return the name of a dtype: `float32` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def check_device(name: str) -> str:
@@ -67,8 +83,10 @@ def check_run(  # noqa: PLR0913 -- what the commands have in common
         dtypes: known dtypes.
 
     Raises:
-        UsageError: a number is out of range, or a name unknown.
+        UsageError: a number is out of range, or a name unknown; or one size is given in place of a list.
     """
+    if isinstance(tp, int):
+        raise UsageError(f"--tp {tp}: expected a list of sizes")
     numbers = [*(("--tp", size, 1, MOST_GPUS) for size in tp), ("--workers", workers, 0, MOST_WORKERS)]
     for option, number, least, most in numbers:
         if not least <= number <= most:

@@ -26,7 +26,7 @@ from g4convert.errors import UsageError
 from g4convert.places import already_exists, check_apart, expand_home
 from g4convert.planning.between import state_bytes
 from g4convert.progress import Progress
-from g4convert.run_options import check_run
+from g4convert.run_options import DeviceLike, check_run, device_name
 from g4convert.whole_files import check_writable
 
 
@@ -92,7 +92,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     answers: bool | None = None,
     statistics: bool = True,
     workers: int = 0,
-    device: str = "cpu",
+    device: DeviceLike = "cpu",
     overwrite: bool = False,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
@@ -133,6 +133,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
             the disk is too small, or another process makes this file.
         Interrupted: stopped on request; ids and finished layers are kept.
     """
+    device = device_name(device)
     check_run(workers=workers, device=device)
     path, display = expand_home(output), progress or Progress()
     texts = None if data is None else str(expand_home(data))

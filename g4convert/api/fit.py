@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack, cast
 
 from g4convert.api.calibrate import calibrate, make_bundled_ids
 from g4convert.api.own_calibration import add_statistics
@@ -40,8 +40,11 @@ from g4convert.planning.steps import make_plan
 from g4convert.progress import Progress, with_messages_to
 from g4convert.quantization import Method
 from g4convert.request import DEFAULTS
-from g4convert.run_options import MemoryUse, check_run, parse_choice
+from g4convert.run_options import DeviceLike, MemoryUse, check_run, device_name, dtype_name, parse_choice
 from g4convert.whole_files import check_writable, write_whole
+
+if TYPE_CHECKING:
+    import torch
 
 _Path: TypeAlias = str | os.PathLike[str]
 _BEGINNING_LENGTH = 4_096
@@ -64,8 +67,8 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     plot: str | os.PathLike[str] | None = None,
     tp: Sequence[int] = (),
     memory: str | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    device: str = "cpu",
+    dtype: "Literal['float32', 'bfloat16'] | torch.dtype" = "float32",
+    device: DeviceLike = "cpu",
     workers: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -100,7 +103,8 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         overwrite: replace a recipe that is there.
         progress: told of measured changes; a subclass of `g4convert.progress.Progress`.
         say: told what is done next, in place of `progress.say`.
-        **overrides: values of the recipe, as `group_size=64`.
+        **overrides: values of the recipe, as `group_size=64`: num_bits, group_size, method, signed, qat, pack, bits,
+            rules, kv_shared, assistant, layout, max_shard_size, engines, carry, leave; docs/reference/recipes.md.
 
     Returns:
         The recipe, what was measured, and the points of the plot.
@@ -114,6 +118,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
             or another fit measures into the same file.
         Interrupted: stopped on request; measured losses are kept.
     """
+    device, dtype = device_name(device), cast("Literal['float32', 'bfloat16']", dtype_name(dtype))
     check_run(tp=tp, workers=workers, device=device, memory=memory, dtype=dtype)
     target = parse_target(None if target_size is None else str(target_size), target_bits, max_kl)
     display, tps = with_messages_to(progress, say), tuple(tp) or (1,)

@@ -28,7 +28,8 @@ def plan(
         recipe: a shipped recipe or the path of a YAML file.
         tp: numbers of GPUs (tensor parallel sizes) at which engines are judged.
         workers: threads that the estimated time assumes; 0 is one for each core.
-        **overrides: values of the recipe, as `group_size=64`.
+        **overrides: values of the recipe, as `group_size=64`: num_bits, group_size, method, signed, qat, pack, bits,
+            rules, kv_shared, assistant, layout, max_shard_size, engines, carry, leave; docs/reference/recipes.md.
 
     Returns:
         The plan in numbers. An engine that cannot load the output is a verdict, not an error.

@@ -24,7 +24,7 @@ from g4convert.planning.sizes import add_up_sizes, default_workers
 from g4convert.progress import Progress, peak_memory, with_messages_to
 from g4convert.report import Report
 from g4convert.request import DEFAULTS, VERIFY_AFTER, Level, Request, parse_verify_after
-from g4convert.run_options import check_run
+from g4convert.run_options import DeviceLike, check_run, device_name
 from g4convert.verification.run import verify as run_verification
 
 
@@ -86,7 +86,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     recipe: RecipeLike = DEFAULT,
     tp: Sequence[int] = (),
     workers: int = 0,
-    device: str = DEFAULTS.device,
+    device: DeviceLike = DEFAULTS.device,
     overwrite: bool = False,
     calibration: str | os.PathLike[str] | None = None,
     verify: str | None = VERIFY_AFTER,
@@ -113,7 +113,8 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
         progress: told of finished bytes; a subclass of `g4convert.progress.Progress`.
         say: told what is done next, in place of `progress.say`.
         ranks: this process among those of a run; None joins those that `torchrun` started.
-        **overrides: values of the recipe, as `group_size=64`.
+        **overrides: values of the recipe, as `group_size=64`: num_bits, group_size, method, signed, qat, pack, bits,
+            rules, kv_shared, assistant, layout, max_shard_size, engines, carry, leave; docs/reference/recipes.md.
 
     Returns:
         What was written. A verification that fails is in `report`, not an error, and the output stays.
@@ -177,7 +178,7 @@ def make_job(  # noqa: PLR0913 - the choices of a conversion
     *,
     tp: Sequence[int] = (),
     workers: int,
-    device: str,
+    device: DeviceLike,
     overwrite: bool,
     calibration: str | os.PathLike[str] | None = None,
 ) -> Job:
@@ -188,6 +189,7 @@ def make_job(  # noqa: PLR0913 - the choices of a conversion
         InputError: no such model.
         EnvironmentFault: the model is not in the cache and cannot be fetched.
     """
+    device = device_name(device)
     check_run(tp=tp, workers=workers, device=device)
     if not os.fspath(output):
         raise UsageError("the output is empty", hint="name what to write")

@@ -3,14 +3,18 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from g4convert.checkpoint import source
 from g4convert.places import expand_home
 from g4convert.progress import Progress, with_messages_to
 from g4convert.report import Report
 from g4convert.request import Level, Request, ServedEngine
-from g4convert.run_options import MemoryUse, check_run, parse_choice
+from g4convert.run_options import DeviceLike, MemoryUse, check_run, device_name, dtype_name, parse_choice
 from g4convert.verification.run import verify as run_verification
+
+if TYPE_CHECKING:
+    import torch
 
 
 def verify(  # noqa: PLR0913 - the choices of a verification
@@ -21,8 +25,8 @@ def verify(  # noqa: PLR0913 - the choices of a verification
     profile: str | os.PathLike[str] | None = None,
     prompts: str | os.PathLike[str] | None = None,
     memory: str | None = None,
-    dtype: str | None = None,
-    device: str | None = None,
+    dtype: "str | torch.dtype | None" = None,
+    device: "DeviceLike | None" = None,
     engine: str | None = None,
     engine_python: str | os.PathLike[str] | None = None,
     engine_url: str | None = None,
@@ -56,6 +60,8 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         InputError: no such checkpoint or reference.
         EnvironmentFault: no such device, or not enough memory.
     """
+    device = None if device is None else device_name(device)
+    dtype = None if dtype is None else dtype_name(dtype)
     check_run(device=device, memory=memory, dtype=dtype)  # before the model: it costs no look-up
     request = Request(
         output=source.resolve(os.fspath(output)).path,

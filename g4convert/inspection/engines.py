@@ -27,6 +27,7 @@ from g4convert.engines.refused_formats import refuse_other_formats
 from g4convert.engines.remarks import Remark, Remedy, Topic
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
+from g4convert.errors import UsageError
 from g4convert.gemma4 import Architecture, droppable, is_drafter
 from g4convert.inspection.drafter import paired
 from g4convert.inspection.file_faults import FileFault
@@ -88,6 +89,8 @@ class CheckRequest:
             UsageError: an unknown engine, or a size out of range.
         """
         check_run(tp=tps)
+        if isinstance(engines, str):
+            raise UsageError(f"--engine {engines}: expected a list of engines")
         if odd := [name for name in engines if name not in CONTRACTS]:
             raise no_such("--engine", odd[0], CONTRACTS)
         return cls(directory, tuple(dict.fromkeys(engines)), tuple(dict.fromkeys(tps)), target)

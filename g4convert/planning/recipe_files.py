@@ -174,4 +174,4 @@ def _validate(name: str, values: Mapping[str, object], origins: Mapping[str, str
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise make_refusal(name, error, values, origins) from error
+        raise make_refusal(name, error, values, origins) from None  # pydantic's text would come first

@@ -157,4 +157,4 @@ def load(name: str) -> Profile:
                 for fault in error.errors()
             ],
             hint=f"compare with a shipped one: {_SHIPPED['w4a16']}",
-        ) from error
+        ) from None  # pydantic's text would come first
