@@ -22,6 +22,7 @@ from g4convert.conversion.result import serve_command
 from g4convert.errors import G4Error
 from g4convert.planning.recipe import DEFAULT, RecipeMethod
 from g4convert.planning.recipe_files import load, load_shipped
+from g4convert.planning.recipe_options import describe_differences, find_base, find_options, read_recorded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,12 +80,20 @@ def output_name(model: str, recipe: "Recipe") -> str:
     return f"{model.rpartition('/')[2]}-W{recipe.num_bits}A16{method}"
 
 
-def after_plan(model: str, name: str, recipe: "ResolvedRecipe") -> NextStep:
-    """Return the command that quantizes a model as planned, with its description."""
-    recipe_option = "" if recipe.name == DEFAULT else f" -r {quote(recipe.name)}"
-    overridden = any(origin.startswith("--") for origin in recipe.origins.values())
-    command = f"g4convert quantize {quote(model)} -o {quote(output_name(name, recipe.recipe))}{recipe_option}"
-    return NextStep(command, "with the other options given here" if overridden else "")
+def after_plan(model: str, name: str, recipe: "ResolvedRecipe", tps: Sequence[int] = ()) -> NextStep:
+    """Return the command that quantizes a model as planned.
+
+    Args:
+        model: the model, as the user named it.
+        name: its name.
+        recipe: recipe of the plan, with the options that were laid over it.
+        tps: numbers of GPUs that were given.
+    """
+    options = [] if recipe.name == DEFAULT else [f"-r {quote(recipe.name)}"]
+    options += describe_differences(recipe.recipe, load(recipe.name).recipe) or []
+    options += [f"--tp {tp}" for tp in tps if recipe.recipe.engines]
+    command = ["g4convert quantize", quote(model), "-o", quote(output_name(name, recipe.recipe)), *options]
+    return NextStep(" ".join(command))
 
 
 def _find_directory(output: str) -> Path:
@@ -137,18 +146,32 @@ def _file_sizes(directory: Path, names: Iterable[str]) -> dict[str, int]:
     return sizes
 
 
-def find_shipped_recipe(output: str) -> str:
-    """Return the name of the shipped recipe that a checkpoint was made by, from its record; empty for other recipes."""
-    values = dict(part(record(_find_directory(output)), "recipe"))
-    name = str(values.pop("name", ""))
-    return name if name in load_shipped() and load(name).settings() == values else ""
+def find_recorded_base(output: str) -> tuple[str, list[str]] | None:
+    """Return a shipped recipe and the options to add to it that give the recipe a checkpoint was made by.
+
+    Returns:
+        The name and the options; None without a record, and for a recipe that options cannot give.
+    """
+    recipe = read_recorded(part(record(_find_directory(output)), "recipe"))
+    return None if recipe is None else find_base(recipe)
 
 
 def requantize_command(output: str) -> str:
     """Return the command that makes a checkpoint again in another directory, for other options to be added."""
-    name = str(part(record(_find_directory(output)), "recipe").get("name"))
-    recipe_option = f" -r {name}" if name in load_shipped() and name != DEFAULT else ""
-    return f"g4convert quantize {_find_original(output)} -o {quote(f'{_last_name(output)}-2')}{recipe_option}"
+    values = part(record(_find_directory(output)), "recipe")
+    recipe, name = read_recorded(values), str(values.get("name", DEFAULT))
+    options = "" if recipe is None else find_options(recipe, *_readable_file(name))
+    if options is None:  # its file is not here
+        options = f" -r {quote(name)}"
+    return f"g4convert quantize {_find_original(output)} -o {quote(f'{_last_name(output)}-2')}{options}"
+
+
+def _readable_file(name: str) -> tuple[str, ...]:
+    """Return the name of a recipe file that can be read; nothing for any other name."""
+    with suppress(G4Error):
+        if name not in load_shipped():
+            return (load(name).name,)
+    return ()
 
 
 def measure_answers(output: str | Path, reference: str | Path) -> NextStep:
@@ -220,7 +243,7 @@ def after_verify(report: "Report") -> NextStep:
 
 def _after_measured_answers(checked: "Checked") -> NextStep:
     """Choose the step after the answers were measured: serve the checkpoint, if an engine loads it."""
-    if checked.report.exit_code(strict=False) or not checked.packed:
+    if checked.report.exit_code(strict=False) or not (checked.packed or checked.is_drafter):
         return after_check(checked)
     return _serve_where_loaded(checked.report.output, checked.verdicts, drafter=checked.is_drafter)
 
@@ -250,7 +273,7 @@ def after_check(checked: "Checked") -> NextStep:
     if failed:
         return NextStep(fix_command(output), "corrects its quantization_config") if checked.is_fixable else _NO_STEP
     if not checked.packed:
-        return _plan_first(output)
+        return _plan_first(output, drafter=checked.is_drafter)
     serving = _serve_where_loaded(output, checked.verdicts, drafter=checked.is_drafter)
     if not serving.command:
         return _NO_STEP
@@ -262,5 +285,6 @@ def after_generate(model: str, *, quantized: bool) -> NextStep:
     return _NO_STEP if quantized else _plan_first(model)
 
 
-def _plan_first(model: str) -> NextStep:
-    return NextStep(f"g4convert plan {quote(model)}", "shows what quantization would make of it")
+def _plan_first(model: str, *, drafter: bool = False) -> NextStep:
+    packing = " --assistant pack" if drafter else ""
+    return NextStep(f"g4convert plan {quote(model)}{packing}", "shows what quantization would make of it")

@@ -35,7 +35,5 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     if not as_json and report.plan.quantized:
         from g4convert.cli import next_steps, show, show_methods
 
-        step = next_steps.after_plan(model, report.source.name, resolved)
-        next_steps.show_next(
-            show.console(no_color=no_color), step.command, step.what or show_methods.advise_method(report.costs)
-        )
+        command = next_steps.after_plan(model, report.source.name, resolved, tp or ()).command
+        next_steps.show_next(show.console(no_color=no_color), command, show_methods.advise_method(report.costs))

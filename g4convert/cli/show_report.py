@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from g4convert.cli.next_steps import find_shipped_recipe
+from g4convert.cli.next_steps import find_recorded_base
 from g4convert.cli.tables import drop_columns, make_table, print_prose, print_trimmed
 from g4convert.names import Name
 from g4convert.quantities import plural
@@ -190,9 +190,9 @@ def _print_rule_to_keep(out: "Console", report: Report, rows: Sequence[Mapping[s
     """Print the recipe that keeps the costliest layer in bf16, and whether that is too little."""
     costly = next((row for row in rows if row["kind"] == "layer"), None)
     if costly is not None:
-        layer, base = Name(costly["module"]).last, find_shipped_recipe(report.output)
-        these = "these two lines" if base else "this rule"
-        print_prose(out, f"to keep layer {layer} in bf16, `quantize -r FILE.yaml` with {these} in it:")
+        layer, (base, options) = Name(costly["module"]).last, find_recorded_base(report.output) or ("", [])
+        these, command = "these two lines" if base else "this rule", " ".join(["quantize -r FILE.yaml", *options])
+        print_prose(out, f"to keep layer {layer} in bf16, `{escape(command)}` with {these} in it:")
         extends = f"extends: {base}\n" if base else ""
         rule = f"rules: [{{layers: {layer}, bits: 16}}]"
         print_trimmed(out, Padding(Text(extends + rule), (0, 0, 0, 2)))

@@ -161,6 +161,8 @@ def describe_answers(
     if loss is not None:
         distance = f"mean KL {loss['kl_mean']:.4g} nats to the original's over {loss['tokens']:,} predictions"
         return f"{distance}, same top token {100 * loss['top1_agreement']:.1f} %", None
+    if not summary.total.stats.groups:
+        return "", None
     unknown, method = "not measured, and the error of weights does not tell how good they are", summary.choice.method
     if method == "lattice":
         return unknown, None

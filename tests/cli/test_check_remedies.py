@@ -85,6 +85,7 @@ def test_a_drafter_is_verified_and_its_model_speaks(
     )
     worked(g4convert("generate", target, "-p", "a", "--max-new-tokens", 1))
     worked(g4convert("verify", packed("assistant"), "--reference", drafter, "--level", "weights"))
+    assert f"next: g4convert plan {drafter} --assistant pack  # shows" in g4convert("check", drafter).out
 
 
 def test_a_tokenizer_is_copied(dense: Path, source: Path, g4convert: Program) -> None:

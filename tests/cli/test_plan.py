@@ -115,7 +115,9 @@ def test_a_plan_says_how_to_write_it(text: Path, g4convert: Program) -> None:
     assert following() == f"next: g4convert quantize {text} -o {text.name}-W4A16  # {quick}"
     asked = f"next: g4convert quantize {text} -o {text.name}-W4A16-gptq -r w4a16-g32-gptq"
     assert following("-r", "w4a16-g32-gptq") == asked
-    assert following("--group-size", 64).endswith("-W4A16  # with the other options given here")
+    assert following("--group-size", 64).endswith("-W4A16 --group-size 64")
+    options = ("-r", "w4a16-mlp-only", "--bits", "mlp=8", "--bits", "lm_head=8", "--engine", "vllm", "--tp", "1")
+    assert f" {' '.join(options)}" in following(*options)
     assert "next:" not in g4convert("plan", text, "--json").out
 
 

@@ -134,6 +134,7 @@ def test_files_of_a_conversion_are_not_called_carried_over(text: Path, g4convert
 def test_a_drafter_is_not_served_alone(checkpoints: Checkpoints, g4convert: Program, tmp_path: Path) -> None:
     ran = g4convert("quantize", checkpoints("assistant"), "-o", tmp_path / "out")
     assert "method   nothing is packed" in ran.out
+    assert "answers:" not in ran.out, "they are the original's"
     assert "next: vllm serve TARGET --speculative-config " in ran.out
 
 

@@ -3,7 +3,8 @@
 If the loss fails and the parity passes, the file is right. Then users need to know which recipe loses less, how large
 its output is, whether it would pass, and how to ask for it. What each loses of this model is estimated:
 
-    another method               the measured KL, times what it left of a real model relative to the output's method
+    another method               the measured KL, times what it left of a real model relative to the output's method;
+                                 none for a drafter, which is not calibrated
     8 bits                       the same of `mse`, of whose KL four more bits leave a 256th: a bit halves the error
     a role in bf16               the measured KL, without the role's share of it
 
@@ -15,15 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from pydantic import ValidationError
-
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
-from g4convert.gemma4 import Architecture
+from g4convert.gemma4 import Architecture, is_drafter
 from g4convert.planning.costs import SHARE_LEFT_BY_8_BITS, look_up_kl, look_up_kl_of_model
 from g4convert.planning.recipe import DEFAULT, EIGHT_BITS, Recipe, RecipeMethod
-from g4convert.planning.recipe_files import find_method_option, load, load_shipped
+from g4convert.planning.recipe_files import load
+from g4convert.planning.recipe_options import find_options, read_recorded
 from g4convert.planning.rules import PackRole
 from g4convert.planning.sizes import add_up_sizes
 from g4convert.planning.steps import make_plan
@@ -42,6 +42,9 @@ _BETTER: Final = (
     "this KL alone:"
 )
 _KEPT: Final = " kept in bf16"
+_EIGHT_BITS: Final = "8 bits"
+_OF_ALL_BITS: Final = ("kv_shared", "qat", "assistant", "layout", "max_shard_size", "engines", "carry", "leave")
+"""Keys of a recipe that hold for any number of bits."""
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
 
@@ -75,7 +78,7 @@ class BetterRecipe:
     def line(self) -> str:
         """The recipe in one line."""
         large = "" if self.nbytes is None else f", {size(self.nbytes)}"
-        about = "at most about" if self.options == f"-r {EIGHT_BITS}" else "about"
+        about = "at most about" if self.what == _EIGHT_BITS else "about"
         return f"`{self.options}`: {self.what}{large}, KL {about} {self.high:.2g}, {self.expected}"
 
     @property
@@ -97,42 +100,39 @@ def better_recipes(
         metrics: metrics of the level.
         profile: limits of the loss.
     """
-    values, (name, recipe) = metrics["loss"], _recorded_recipe(out)
+    values, recipe, drafts = metrics["loss"], _recorded_recipe(out), is_drafter(out.config.get("model_type"))
     judged = profile.thresholds.get("kl_mean")
     limit = judged.passes if judged else 0.0
     high = judged_kl(values)
 
-    def make(options: str, what: str, share: float, other: Recipe, end: str = "") -> BetterRecipe:
+    def make(what: str, share: float, other: Recipe, end: str = "") -> BetterRecipe | None:
+        if (options := find_options(other)) is None:
+            return None
         nbytes = None if source is None else sum(role.after for role in add_up_sizes(make_plan(source, other)))
         kl, most = share * values["kl_mean"], share * high
         severity, name = expected_severity(most, profile), f"W{other.num_bits}A16{end}"
-        return BetterRecipe(
-            options, what, kl, most, limit, severity is Severity.PASS, severity is Severity.FAIL, nbytes, name
-        )
+        passes, fails = severity is Severity.PASS, severity is Severity.FAIL
+        return BetterRecipe(options.strip(), what, kl, most, limit, passes, fails, nbytes, name)
 
-    (losses, model), recipes = _measured_losses(out, recipe), []
+    losses, model = _measured_losses(out, recipe)
+    recipes: list[BetterRecipe | None] = []
     if own_loss := losses.get(recipe.method):
         least = own_loss
-        for method in _CALIBRATED:
+        for method in () if drafts else _CALIBRATED:
             if losses[method] < _LESS * least:
                 least, other = losses[method], _change(recipe, method=method)
-                recipes.append(
-                    make(
-                        find_method_option(recipe, method), "4 bits, calibrated", least / own_loss, other, f"-{method}"
-                    )
-                )
-        eight = load(EIGHT_BITS).recipe
+                recipes.append(make("4 bits, calibrated", least / own_loss, other, f"-{method}"))
+        eight = _change(load(EIGHT_BITS).recipe, **{key: getattr(recipe, key) for key in _OF_ALL_BITS})
         four = look_up_kl_of_model(model, eight.group_size)[RecipeMethod.MSE]
-        recipes.append(make(f"-r {EIGHT_BITS}", "8 bits", SHARE_LEFT_BY_8_BITS * four / own_loss, eight))
+        recipes.append(make(_EIGHT_BITS, SHARE_LEFT_BY_8_BITS * four / own_loss, eight))
     roles = [row for row in metrics["blame"].get("loss", {}).get("rows", ()) if row["kind"] == "role"]
     for row in roles:
         others = sorted(other["module"] for other in roles if other is not row)
         if row["share"] > 0 and others:
             packed = _change(recipe, pack=tuple(map(PackRole, others)))
-            base = [f"-r {name}"] if name in load_shipped() and name != DEFAULT else []
-            options = " ".join([*base, *(f"--pack {role}" for role in others)])
-            recipes.append(make(options, row["module"] + _KEPT, 1 - row["share"], packed, f"-{'-'.join(others)}"))
-    return tuple(sorted(recipes, key=lambda way: (way.fails, way.kl if way.fails else way.nbytes or 0, way.kl)))
+            recipes.append(make(row["module"] + _KEPT, 1 - row["share"], packed, f"-{'-'.join(others)}"))
+    known = (way for way in recipes if way is not None)
+    return tuple(sorted(known, key=lambda way: (way.fails, way.kl if way.fails else way.nbytes or 0, way.kl)))
 
 
 def judged_kl(values: Mapping[str, float]) -> float:
@@ -140,14 +140,9 @@ def judged_kl(values: Mapping[str, float]) -> float:
     return values["kl_mean"] if math.isnan(values["kl_high"]) else values["kl_high"]
 
 
-def _recorded_recipe(out: Checkpoint) -> tuple[str, Recipe]:
-    """Return the recipe in an output's record, with its name; the default recipe if there is none that is valid."""
-    values = dict(part(record(out.path), "recipe"))
-    name = str(values.pop("name", DEFAULT))
-    try:
-        return name, Recipe.model_validate(values)
-    except ValidationError:
-        return DEFAULT, load(DEFAULT).recipe
+def _recorded_recipe(out: Checkpoint) -> Recipe:
+    """Return the recipe in an output's record; the default recipe if there is none that is valid."""
+    return read_recorded(part(record(out.path), "recipe")) or load(DEFAULT).recipe
 
 
 def _measured_losses(out: Checkpoint, recipe: Recipe) -> tuple[Mapping[RecipeMethod, float], str]:
@@ -178,11 +173,17 @@ def is_right(findings: Iterable[Finding]) -> bool:
 
 def measured_on(out: Checkpoint) -> str:
     """Return the name of the real model that stands for an output's; empty where nothing like it was measured."""
-    return _measured_losses(out, _recorded_recipe(out)[1])[1]
+    return _measured_losses(out, _recorded_recipe(out))[1]
 
 
-def add_advice(
-    findings: Iterable[Finding], recipes: Sequence[BetterRecipe], *, high: float, model: str, judged: str = RIGHT
+def add_advice(  # noqa: PLR0913 -- what is known of an output
+    findings: Iterable[Finding],
+    recipes: Sequence[BetterRecipe],
+    *,
+    high: float,
+    model: str,
+    judged: str = RIGHT,
+    drafts: bool = False,
 ) -> Iterator[Finding]:
     """Yield findings, with better recipes as the remedy of failures, or else warnings, of the loss.
 
@@ -192,6 +193,7 @@ def add_advice(
         high: mean KL of the output that is judged, in nats.
         model: name of the real model whose losses are set in proportion.
         judged: what is known of the file, by `earlier.judge_file`.
+        drafts: whether the output is a drafter, for which `fit` measures nothing.
     """
     all_findings = list(findings)
     lost = [finding for finding in all_findings if finding.code.startswith("logits.loss.")]
@@ -202,7 +204,8 @@ def add_advice(
     scaled = [f"times the ratio of the two recipes on {model}"] if not all(keeps_role) else []
     how = " or ".join([*scaled, *(["less the kept part's share"] if any(keeps_role) else [])])
     here = f"{high:.2g} here{how and f', {how}'}"
-    remedy = "\n".join([_BETTER.format(judged=judged, here=here), *(recipe.line for recipe in useful), _FIT])
+    ways = [*(recipe.line for recipe in useful), *([] if drafts else [_FIT])]
+    remedy = "\n".join([_BETTER.format(judged=judged, here=here), *ways])
     for finding in all_findings:
         is_advised = finding in lost and finding.severity is worst and not finding.remedy
         yield replace(finding, remedy=remedy) if is_advised else finding

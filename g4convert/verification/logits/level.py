@@ -106,9 +106,16 @@ def run_logits(
         findings = tuple(blame_fault(findings, before))
     elif any(map(_loses_much, findings)) and is_right(findings):
         recipes = better_recipes(out, source, metrics, profile)
-        judged_as = judge_file(before, compared=source is not None)
-        high, model = judged_kl(metrics["loss"]), measured_on(out)
-        findings = tuple(add_advice(findings, recipes, high=high, model=model, judged=judged_as))
+        findings = tuple(
+            add_advice(
+                findings,
+                recipes,
+                high=judged_kl(metrics["loss"]),
+                model=measured_on(out),
+                judged=judge_file(before, compared=source is not None),
+                drafts=is_drafter(out.config.get("model_type")),
+            )
+        )
         metrics["advice"] = [asdict(recipe) for recipe in recipes]
     return LevelResult((_load_finding(), *notes, *findings), metrics)
 

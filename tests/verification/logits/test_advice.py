@@ -22,7 +22,7 @@ from g4convert.verification.logits.earlier import blame_fault, judge_file
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Packed
+    from conftest import Checkpoints, Packed
 
 FAIL, WARN, PASS = Severity.FAIL, Severity.WARN, Severity.PASS
 WAYS = (
@@ -142,6 +142,25 @@ def test_sizes_need_the_original(made: tuple[Checkpoint, Checkpoint]) -> None:
     bare = better_recipes(out, None, metrics(0.2), profiles.load("w4a16"))
     assert {one.nbytes for one in bare} == {None}
     assert "`-r w8a16-g32`: 8 bits, KL at most about 0.00078, should pass" in [one.line for one in bare]
+
+
+def test_a_drafter_is_advised_to_be_packed_and_not_to_be_calibrated(packed: Packed, checkpoints: Checkpoints) -> None:
+    """A recipe keeps drafters by default: `-r w8a16-g32` alone would copy it, and pass."""
+    source, out = checkpoints("assistant"), packed("assistant", assistant="pack")
+    found = better_recipes(Checkpoint.open(out), Checkpoint.open(source), metrics(0.2), profiles.load("w4a16"))
+    assert {way.options for way in found} == {"-r w8a16-g32 --assistant pack", "--pack attention --assistant pack"}
+    eight = next(way for way in found if way.what == "8 bits")
+    assert eight.nbytes
+    assert eight.nbytes < sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    (told,) = add_advice([finding("loss.kl_mean", FAIL)], found, high=0.2, model="M", drafts=True)
+    assert "g4convert fit" not in told.remedy
+
+
+def test_other_options_stay(packed: Packed) -> None:
+    out = Checkpoint.open(packed("text", layout="text-only", max_shard_size="1MB"))
+    options = {way.options for way in better_recipes(out, None, metrics(0.2), profiles.load("w4a16"))}
+    rest = "--layout text-only --max-shard-size 1MB"
+    assert {f"-r w8a16-g32 {rest}", f"-r w4a16-g32-gptq {rest}"} <= options
 
 
 def test_nothing_is_advised_beside_a_fault_or_without_a_path() -> None:
