@@ -109,6 +109,7 @@ def test_what_refuses_a_value_of_a_recipe_is_not_shown(text: Path) -> None:
     """The traceback began with pydantic's error, of another class and in other words."""
     with pytest.raises(UsageError) as caught:
         package.plan(text, group_size=33)
+    assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
 
 
