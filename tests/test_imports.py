@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from helpers import sparse
 
 from g4convert.tensors import DType, TensorInfo
@@ -106,6 +107,23 @@ def test_every_package_is_in_the_wheel() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     packages = {f"g4convert.{name}".rstrip(".") for name, path in MODULES.items() if path.name == "__init__.py"}
     assert set(listed) == {*packages, *DATA}
+
+
+def test_a_module_that_is_gone_is_not_in_the_next_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pip install .` leaves build/lib in the clone."""
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "g4convert").mkdir()
+    (tmp_path / "g4convert" / "__init__.py").touch()
+    stale = tmp_path / "build" / "lib" / "g4convert" / "stale.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    command = importlib.import_module("fresh_build").FreshBuild(
+        setuptools.Distribution({"packages": ["g4convert"], "script_name": "setup.py"})
+    )
+    command.ensure_finalized()
+    command.run()
+    assert [path.name for path in stale.parent.iterdir()] == ["__init__.py"]
 
 
 def test_imports_are_from_the_same_folder_or_an_earlier_one() -> None:
