@@ -51,6 +51,8 @@ _EXPONENT_BELOW = 1e-3
 """Numbers below are written with an exponent."""
 _NOTED = "engines.files"
 """Code of notes that are printed without -v, too."""
+_SCORED = "logits.answers"
+"""Code of the note on whose answers are scored, which a loss depends on."""
 _MAX_ROWS = 12
 """Largest number of findings of one severity that is printed without -v."""
 
@@ -117,6 +119,8 @@ def _print_comparison(out: "Console", report: Report, comparison: str, *, verbos
     if comparison == "loss":
         experts = "" if math.isnan(values.get("router_jaccard_min", math.nan)) else LEGEND_OF_EXPERTS
         print_prose(out, f"[dim]{escape(LEGEND + experts)}[/]")
+        for scored in (finding for finding in report.findings if finding.code == _SCORED and not verbose):
+            print_prose(out, escape(scored.line))
 
 
 def print_verdict(out: "Console", report: Report, *, strict: bool, words: str = "") -> None:

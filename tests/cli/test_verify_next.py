@@ -177,6 +177,7 @@ def test_a_loss_that_fails_names_one_command(
     lines = ran.out.splitlines()
     made = f"next: g4convert quantize {source} -o {source.name}-W8A16 -r w8a16-g32  # 8 bits: loses less"
     assert lines[-1] == made
+    assert "answers that are scored: " in ran.out
     (eight,) = (line for line in lines if "`-r w8a16-g32`" in line)
     assert re.fullmatch(r" +- `-r w8a16-g32`: 8 bits, [\d.]+ .B, KL at most about [\d.e-]+, should fail, too", eight)
     assert told[0].metrics["advice"][0]["options"] == "-r w8a16-g32"

@@ -263,7 +263,9 @@ def _choose_probes(
     if is_drafter(model.config.model_type):
         return probes, [_answers_finding("none: a drafter is judged on every state it is handed")]
     if stream_of(model) is not None and all(probe.response.any() for probe in probes):
-        found = "the bundled ones: a streamed model would read all its weights for each token"
+        found = (
+            "the bundled ones, of which the KL is higher: a streamed model would read all its weights for each token"
+        )
         return probes, [_answers_finding(found)]
     if not any(map(is_asked, probes)):
         return probes, [_answers_finding("none: without a chat template every token of a text is predicted")]

@@ -184,7 +184,9 @@ def _kl_card(kind: str, metrics: Json) -> Card:
     plot = histogram(edges, metrics[kind]["kl_histogram"], floor, label=kind, colour=colour)
     keys = (Key(colour, f"{kind}: {number(metrics[kind]['tokens'])} tokens"), Key("floor", "noise floor", line=True))
     how = "Share of predictions by their KL divergence. Left of, or on, the floor is as good as rounding allows."
-    return _plot_card(f"KL of {kind} against the floor", how, plot, keys, missing="No tokens.")
+    return _plot_card(
+        f"{_capitalize(kind)}: KL of each token beside the noise floor", how, plot, keys, missing="No tokens."
+    )
 
 
 def _sqnr_card(metrics: Json, kinds: Sequence[str]) -> Card:
@@ -243,7 +245,19 @@ def _buckets_card(metrics: Json, kinds: Sequence[str]) -> Card:
     head = [("Probes", False), ("Tokens", True)]
     for kind in kinds:
         head += [(f"{kind}: mean KL", True), ("99 %", True), ("same top", True), ("PPL ratio", True)]
-    return Card("By kind of probe", "Long and non-Latin text degrade first.", Table(head, rows), wide=True)
+    return Card("By kind of probe", _name_worst(metrics[kinds[0]]["buckets"]), Table(head, rows), wide=True)
+
+
+def _name_worst(buckets: Sequence[Json]) -> str:
+    """Name the kinds of probes with the largest and the smallest mean KL; empty if there is nothing to compare."""
+    losses = {bucket["name"].replace("_", " "): number_of(bucket["kl_mean"]) for bucket in buckets}
+    known = {name: loss for name, loss in losses.items() if not math.isnan(loss)}
+    worst, best = max(known, key=known.__getitem__, default=""), min(known, key=known.__getitem__, default="")
+    if worst == best or known[worst] == known[best]:
+        return ""
+    return (
+        f"The mean KL is largest in {worst} ({_number(known[worst])}) and smallest in {best} ({_number(known[best])})."
+    )
 
 
 def _engine_card(buckets: Sequence[Json]) -> Card:

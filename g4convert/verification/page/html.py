@@ -5,6 +5,7 @@ from files and may be hostile: control and bidirectional characters are written 
 markup, and a content security policy forbids scripts and requests.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -29,6 +30,7 @@ _WORDS: Final = {
 _TAGS: Final = {"pass": "pass", "warn": "warn", "fail": "fail", "inconclusive": "unclear", "info": "info"}
 _TALLIES: Final = {"fail": "failed", "inconclusive": "unclear", "warn": "warned", "pass": "passed"}
 _ORDER: Final = ("fail", "inconclusive", "warn", "info", "pass")
+_BACKTICKS: Final = re.compile("`([^`\n]+)`")
 _FOLDED: Final = {Severity.PASS: "passed", Severity.INFO: "to know"}
 
 
@@ -80,6 +82,11 @@ def _path(words: str) -> Markup:
     return escape(words).replace(".", Markup(".<wbr>"))
 
 
+def _code(words: str) -> Markup:
+    """Return text as markup, with what stands between backticks as code."""
+    return Markup(_BACKTICKS.sub(r"<code>\1</code>", str(escape(words))))  # noqa: S704 -- escaped before
+
+
 def _make_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("g4convert.verification.page"),
@@ -88,7 +95,7 @@ def _make_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"path": _path, "share_bar": lambda share: Markup(share_bar(share))}  # noqa: S704 -- a number
+    environment.filters |= {"path": _path, "code": _code, "share_bar": lambda share: Markup(share_bar(share))}  # noqa: S704 -- a number
     return environment
 
 

@@ -270,7 +270,7 @@ def test_what_was_not_measured_has_no_section() -> None:
         "Which modules run differently from what is written",
         "Worst weights",
         "SQNR by layer",
-        "KL of loss",
+        "Loss: KL of each token beside the noise floor",
     )
     text = Checked(page(report())).text
     assert not [title for title in titles if title not in text]
@@ -286,6 +286,25 @@ def test_what_was_not_measured_has_no_section() -> None:
     assert "Not seen in this candidate" in text
     assert "KL comes out about 3 % low" in text
     assert not [title for title in ("What quantization costs", "Expert coverage", "Worst weights") if title in text]
+
+
+def test_the_worst_kind_of_probe_is_that_of_the_numbers() -> None:
+    given = report(layers=3, experts=3)
+    for bucket, kl in zip(given["metrics"]["loss"]["buckets"], (0.0246, 0.02, 0.0108, 0.012), strict=True):
+        bucket["kl_mean"] = kl
+    told = "The mean KL is largest in prose (0.0246) and smallest in non latin (0.0108)."
+    assert told in Checked(page(given)).text
+    del given["metrics"]["loss"]["buckets"][1:], given["metrics"]["parity"]["buckets"][1:]
+    assert "The mean KL is largest" not in page(given)
+
+
+def test_commands_are_code() -> None:
+    given = report(layers=3, experts=3)
+    given["findings"][0] |= {"severity": "fail", "remedy": "run `check OUT --fix`\n`-r a<b`: b", "found": "one `odd"}
+    markup = page(given)
+    assert "run <code>check OUT --fix</code>" in markup
+    assert "<li><code>-r a&lt;b</code>: b</li>" in markup
+    assert "one `odd" in markup
 
 
 def test_equal_is_drawn_and_said() -> None:
