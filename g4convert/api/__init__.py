@@ -11,6 +11,7 @@ quantize              Writes an output and verifies it
 verify                Verifies an output against its reference
 calibrate             Makes a calibration file from texts
 fit                   Chooses bits for each part of a model, and writes a recipe
+fit_files             Holds the files of a fit: which it writes and reads, and whether they may be written
 check                 Judges which engines load a checkpoint
 keywords              Adds notes to errors of these functions: the keywords for the options in their text
 load                  Loads a checkpoint into transformers, packed weights as packed words

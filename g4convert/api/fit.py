@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 from g4convert.api.calibrate import calibrate, make_bundled_ids
+from g4convert.api.fit_files import FitFiles, check_output
 from g4convert.api.own_calibration import add_statistics
 from g4convert.api.recipes import Overrides, RecipeLike, resolve_recipe
 from g4convert.checkpoint import source
@@ -19,19 +20,19 @@ from g4convert.conversion.calibration import Calibration
 from g4convert.conversion.fingerprint import check_unchanged
 from g4convert.conversion.method import choose
 from g4convert.devices import memory_faults
-from g4convert.errors import InputError, Interrupted, UsageError
+from g4convert.errors import Interrupted, UsageError
 from g4convert.fitting.choices import DEFAULT_CHOICES, parse_choices
 from g4convert.fitting.choosing import choose_for, measure_presets
 from g4convert.fitting.inputs import Inputs, choose_rows
 from g4convert.fitting.measures import Measures, choose_unit
 from g4convert.fitting.plot import draw_plot
 from g4convert.fitting.problem import Assignment, Problem
-from g4convert.fitting.result import Fitted, fit_command
+from g4convert.fitting.result import Fitted
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import LossUnit, Sensitivities, measure_missing
 from g4convert.fitting.target import Loss, Target, check_budget, parse_target
 from g4convert.fitting.writing import format_yaml, make_checked_plan, make_values, remove_refused
-from g4convert.places import already_exists, check_apart, expand_home
+from g4convert.places import expand_home
 from g4convert.planning.gate import Outlook
 from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.recipe import DEFAULT
@@ -41,14 +42,9 @@ from g4convert.progress import Progress, with_messages_to
 from g4convert.quantization import Method
 from g4convert.request import DEFAULTS
 from g4convert.run_options import DeviceLike, MemoryUse, check_run, device_name, dtype_name, parse_choice
-from g4convert.whole_files import check_writable, write_whole
 
 if TYPE_CHECKING:
     import torch
-
-_Path: TypeAlias = str | os.PathLike[str]
-_BEGINNING_LENGTH = 4_096
-"""Characters of a recipe that hold its first comments."""
 
 
 def fit(  # noqa: PLR0913 -- the choices of a fit
@@ -122,8 +118,8 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     check_run(tp=tp, workers=workers, device=device, memory=memory, dtype=dtype)
     target = parse_target(None if target_size is None else str(target_size), target_bits, max_kl)
     display, tps = with_messages_to(progress, say), tuple(tp) or (1,)
-    _check_output(expand_home(output), target, overwrite=overwrite)
-    files = _Files.of(expand_home(output), calibration, sensitivities, plot)
+    check_output(expand_home(output), target, overwrite=overwrite)
+    files = FitFiles.of(expand_home(output), calibration, sensitivities, plot)
     is_kept = files.recipe.is_file() and not overwrite
     files.check_writable(is_kept=is_kept)
     base, forms = resolve_recipe(recipe, overrides), parse_choices(choices)
@@ -153,62 +149,6 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
-    """Files of a fit.
-
-    Args:
-        recipe: the output.
-        losses: the measured losses, read and written.
-        plot: the plot, if one is drawn.
-        ids: token ids to run.
-        is_given: whether the ids are a file of the caller's; else they are made where they are not there.
-    """
-
-    recipe: Path
-    losses: Path
-    plot: Path | None
-    ids: Path
-    is_given: bool
-
-    @classmethod
-    def of(cls, recipe: Path, ids: _Path | None, losses: _Path | None, plot: _Path | None) -> Self:
-        """Return the files, those that were not named beside the recipe."""
-        return cls(
-            recipe,
-            expand_home(losses) if losses else recipe.with_suffix(".sensitivities.json"),
-            None if plot is None else expand_home(plot),
-            expand_home(ids) if ids else recipe.with_name(f"{recipe.stem}.calibration.safetensors"),
-            bool(ids),
-        )
-
-    @property
-    def written(self) -> list[Path]:
-        """The results."""
-        return [self.recipe, self.losses, *([] if self.plot is None else [self.plot])]
-
-    def check_writable(self, *, is_kept: bool) -> None:
-        """Raise if what the fit writes cannot be written: if the recipe is kept, the plot and what is not there."""
-        for path in self.written if self.is_given else [*self.written, self.ids]:
-            if path == self.plot or not (is_kept and path.exists()):
-                check_writable(path)
-
-    def check_apart(self, model: Path, recipe: Path) -> None:
-        """Raise if a result would replace something that the fit reads, or the caller's ids are not there."""
-        check_apart(self.written, [model, self.ids, recipe])
-        if self.is_given and not self.ids.exists():
-            raise InputError(f"{self.ids}: no such file", hint="`g4convert calibrate MODEL -o FILE` makes one")
-
-    def write(self, recipe: str, plot: str, *, is_kept: bool, overwrite: bool) -> None:
-        """Write the plot, and the recipe last: one that is there is a fit that ended, and is kept if it is the same."""
-        if is_kept and self.recipe.read_text(encoding="utf-8") != recipe:
-            raise already_exists(self.recipe, "of the same target, by other options or on other texts")
-        if self.plot is not None:
-            write_whole(self.plot, plot)
-        if not is_kept:
-            write_whole(self.recipe, recipe, overwrite=overwrite)
-
-
-@dataclass(frozen=True, slots=True)
 class _Run:
     """A fit whose arguments were checked.
 
@@ -232,7 +172,7 @@ class _Run:
     target: Target
     unit: LossUnit
     tps: tuple[int, ...]
-    files: _Files
+    files: FitFiles
     rows: int | None
     tokens: int | None
     dtype: Literal["float32", "bfloat16"]
@@ -331,22 +271,3 @@ def _report_stop(path: Path) -> Iterator[None]:
         where = f": measured losses are in {path}" if path.exists() else ""
         hint = f"the same command continues{where}"
         raise Interrupted("stopped; no recipe was written", hint=hint) from error
-
-
-def _check_output(path: Path, target: Target, *, overwrite: bool) -> None:
-    """Raise if the recipe has another ending, or is there and was not chosen for the same target."""
-    if path.is_dir():
-        raise UsageError(f"{path}: a directory, and a recipe is a file", hint=f"-o {path / 'NAME.yaml'}")
-    if path.suffix not in {".yaml", ".yml"}:
-        raise UsageError(f"{path}: a recipe ends in .yaml or .yml", hint=f"-o {path.with_suffix('.yaml')}")
-    if path.exists() and not overwrite and f"Chosen by {fit_command(target)}" not in _read_beginning(path):
-        raise already_exists(path, f"not chosen by {fit_command(target)}")
-
-
-def _read_beginning(path: Path) -> str:
-    """Return the first characters of a file; empty if it is no text."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(_BEGINNING_LENGTH)
-    except (OSError, UnicodeDecodeError):
-        return ""
