@@ -70,7 +70,8 @@ class Checkpoint:
         except InputError as error:
             errors.append(error)
         headers = _read_headers(directory, names, errors)
-        errors.extend(disagreements(directory, headers, weight_map))
+        if os.path.lexists(directory / CONFIG):  # without it, the files need not be a model's
+            errors.extend(disagreements(directory, headers, weight_map))
         if errors:
             raise _join_errors(directory, errors)
         tensors = {stored.name: stored for header in headers for stored in header.tensors}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Final
 
@@ -19,13 +20,18 @@ _LEGEND: Final = {
     "chosen": "chosen, measured",
 }
 """Words of the legend, by class."""
-_LABEL_HEIGHT: Final = 14
-"""Least distance of two labels above each other, in pixels."""
-_LABEL_WIDTH: Final = 130
-"""Width of a label, in pixels; those that are closer must not be at one height."""
+_RADIUS: Final = 5
+_NAME_HEIGHT: Final = 14
+_ASCENT: Final = 11
+"""Distance from the top of a name to its base line, in pixels."""
+_CHARACTER: Final = 6.8
+"""Width of a character of a name, in pixels, rather too large than too small."""
+_MOST_ROWS: Final = 12
+"""Largest distance of a name from its point, in heights of a name."""
 _STYLE: Final = (
     "text{font:12px system-ui,sans-serif;fill:#333}.faint{fill:#777}.grid{stroke:#ddd}"
     ".frontier{fill:none;stroke:#2563eb;stroke-width:2}.preset{fill:#d97706}.chosen{fill:#16a34a}.tried{fill:#9ca3af}"
+    ".lead{stroke:#999}"
 )
 
 
@@ -55,9 +61,7 @@ def draw_plot(
         *_draw_legend(),
         *axes.draw_grid(),
         f'<polyline class="frontier" points="{line}"><title>predicted from single changes</title></polyline>',
-        *(axes.draw_point(point, "preset") for point in presets),
-        *(axes.draw_point(point, "tried") for point in tried[:-1]),
-        *(axes.draw_point(point, "chosen") for point in tried[-1:]),
+        *_draw_points(axes, presets, tried),
     ]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
     return f"{head}<title>{escape(title)}</title><style>{_STYLE}</style>{''.join(body)}</svg>\n"
@@ -84,7 +88,6 @@ class _Axes:
 
     def __init__(self, sizes: tuple[int, int], powers: tuple[int, int]) -> None:
         self._sizes, self._powers = sizes, powers
-        self._labels: list[tuple[float, float]] = []
 
     @classmethod
     def of(cls, sizes: Sequence[int], losses: Sequence[float]) -> "_Axes":
@@ -116,20 +119,73 @@ class _Axes:
             place = f'x="{self.x(number * step):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle"'
             yield f'<text class="faint" {place}>{round_size(number * step)}</text>'
 
-    def draw_point(self, tried: Point, kind: str) -> str:
-        """Draw a point with its name beside it, below the names that were drawn before if they are close."""
-        x, y = self.x(tried.nbytes), self.y(tried.measured)
-        words = escape(f"{tried.name}: {size(tried.nbytes)}, {tried.measured:.4g}")
-        end = "end" if x > _WIDTH / 2 else "start"
-        beside, above = x + (-8 if end == "end" else 8), y - 6
-        while any(
-            abs(beside - other) < _LABEL_WIDTH and abs(above - height) < _LABEL_HEIGHT for other, height in self._labels
-        ):
-            above += _LABEL_HEIGHT
-        self._labels.append((beside, above))
-        label = f'<text x="{beside:.1f}" y="{above:.1f}" text-anchor="{end}">'
-        dot = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{words}</title></circle>'
-        return f"{dot}{label}{escape(tried.name)}</text>"
+
+def _draw_points(axes: _Axes, presets: Sequence[Point], tried: Sequence[Point]) -> Iterator[str]:
+    """Yield all points, each with its name where the name covers no other name and no point.
+
+    The chosen point is drawn last, and its name is placed first.
+    """
+    kinds = [*(["preset"] * len(presets)), *(["tried"] * len(tried[:-1])), *(["chosen"] * len(tried[-1:]))]
+    points = [(axes.x(point.nbytes), axes.y(point.measured), point) for point in (*presets, *tried)]
+    covered = [_Box(x - _RADIUS, y - _RADIUS, 2 * _RADIUS, 2 * _RADIUS) for x, y, _ in points]
+    places: list[_Box] = []
+    for x, y, point in reversed(points):
+        places.insert(0, _place_name(point.name, x, y, [*covered, *places]))
+    for (x, y, point), kind, place in zip(points, kinds, places, strict=True):
+        words = escape(f"{point.name}: {size(point.nbytes)}, {point.measured:.4g}")
+        yield f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS}"><title>{words}</title></circle>'
+        yield f'<text x="{place.x:.1f}" y="{place.y + _ASCENT:.1f}">{escape(point.name)}</text>'
+        yield from _draw_lead(x, y, place)
+
+
+def _draw_lead(x: float, y: float, place: "_Box") -> Iterator[str]:
+    """Yield a line from a point to its name, if the name found no place beside it."""
+    if abs(place.y + place.height / 2 - y) > place.height:
+        near = min(max(x, place.x), place.x + place.width)
+        edge = place.y if place.y > y else place.y + place.height
+        yield f'<line class="lead" x1="{x:.1f}" x2="{near:.1f}" y1="{y:.1f}" y2="{edge:.1f}"/>'
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """A rectangle of the plot, in pixels, from its upper left corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def covers(self, other: "_Box") -> bool:
+        """Return whether two rectangles have a pixel in common."""
+        beside = self.x + self.width <= other.x or other.x + other.width <= self.x
+        return not (beside or self.y + self.height <= other.y or other.y + other.height <= self.y)
+
+
+def _place_name(name: str, x: float, y: float, covered: Sequence[_Box]) -> _Box:
+    """Return the place of a name that is nearest to its point and covers nothing.
+
+    Args:
+        name: the name.
+        x: x coordinate of the point.
+        y: y coordinate of the point.
+        covered: rectangles of points and of other names.
+    """
+    width, gap = _CHARACTER * len(name), _RADIUS + 3
+    lefts = (x + gap, x - gap - width)
+    rows = sorted(range(-_MOST_ROWS, _MOST_ROWS + 1), key=lambda row: (abs(row), row))
+    boxes = [
+        _Box(left, y + row * _NAME_HEIGHT - _NAME_HEIGHT / 2, width, _NAME_HEIGHT)
+        for row in rows
+        for left in lefts
+        if left >= _LEFT and left + width <= _WIDTH
+    ]
+    inside = [
+        box
+        for box in boxes
+        if box.y >= _TOP - _NAME_HEIGHT and box.y + box.height <= _HEIGHT - _BOTTOM + _NAME_HEIGHT / 2
+    ]
+    free = (box for box in inside if not any(map(box.covers, covered)))
+    return next(free, boxes[0] if boxes else _Box(_LEFT, y, width, _NAME_HEIGHT))
 
 
 def _choose_tick_step(span: float) -> float:

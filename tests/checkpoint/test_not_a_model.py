@@ -250,6 +250,16 @@ def test_two_copies_are_named_and_one_may_be_deleted(
     assert Checkpoint.open(directory).tensors.keys() == {"a", "b"}
 
 
+def test_files_without_a_config_are_no_copies_to_delete(tmp_path: Path) -> None:
+    """Such as calibration files, two of which have the same names."""
+    directory = write_checkpoint(tmp_path / "m", {"x.calibration.safetensors": {"ids": A}, "y.safetensors": {"ids": A}})
+    (directory / "config.json").unlink()
+    (directory / "model.safetensors.index.json").unlink(missing_ok=True)
+    error = refusal(directory)
+    assert (error.message, error.offenders) == (f"{directory}: no config.json", ())
+    assert "delete" not in error.hint
+
+
 def test_one_tensor_in_two_shards_is_no_copy(tmp_path: Path) -> None:
     shards = {TWO[0]: {"a": A, "c": B, "d": B}, TWO[1]: {"b": B, "a": A, "e": B}}
     assert "two copies" not in refusal(write_checkpoint(tmp_path / "m", shards, index=False)).message

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,14 @@ def test_the_plot_has_every_point(made: Fitted) -> None:
     assert svg.count("<polyline") == 1
     for words in ("size of all tensors", "KL, nats", "predicted from single changes", "chosen, measured"):
         assert f">{words}</text>" in svg
-    found = re.findall(r'</circle><text x="([\d.]+)" y="([\d.]+)"', svg)
-    names = [(float(x), float(y)) for x, y in found]
+    found = re.findall(r'</circle><text x="([\d.]+)" y="([\d.]+)">([^<]+)<', svg)
+    names = [(float(x), float(y), 6.5 * len(name)) for x, y, name in found]
     assert len(names) == len(circles)
-    for (x, y), (other, height) in combinations(names, 2):
-        assert abs(x - other) > 100 or abs(y - height) > 10  # no name is drawn over another
+    for (x, y, width), (other, height, wide) in combinations(names, 2):
+        assert x + width < other or other + wide < x or abs(y - height) > 10  # no name is drawn over another
+    for (x, y, width), circle in product(names, circles):
+        at, height = float(circle.attrib["cx"]), float(circle.attrib["cy"])
+        assert not (x < at < x + width and y - 10 < height < y)  # or over a point
 
 
 @pytest.mark.wide
