@@ -140,7 +140,7 @@ def test_the_card_has_what_a_reader_needs(made: Path) -> None:
 
 def test_the_card_has_no_command_that_fails(moe: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("extends: w4a16-g32\ngroup_size: 16\n")
+    recipe.write_text("extends: w4a16-g32\ngroup_size: 8\n")
     quantized(moe, tmp_path / "out", str(recipe))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "vllm serve" not in card
