@@ -4,6 +4,7 @@ start              Starts the program, and handles Ctrl-C during imports
 app                Assembles the program and maps errors to exit codes
 flags              Spells switches in help without a type
 panels             Names the panels of a command's help
+completion         Completes names in a shell
 next_steps         Prints the command that a user may give next
 options            Declares the options that several commands share
 recipe_options     Declares the options that are values of a recipe, and gives them to commands

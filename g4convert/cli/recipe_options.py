@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from g4convert.cli.completion import complete_bits, complete_engine, complete_recipe, complete_value
 from g4convert.cli.panels import BESIDE, RECIPE, SERVED
 from g4convert.run_options import MOST_GPUS
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from g4convert.planning.recipe_files import ResolvedRecipe
 
 _RECIPE: Final = "A shipped recipe or a YAML file."
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=_RECIPE)]
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=_RECIPE, autocompletion=complete_recipe)]
 Engines = Annotated[
     list[str] | None,
     typer.Option(
@@ -25,6 +26,7 @@ Engines = Annotated[
         metavar="NAME",
         help="Engine: transformers, vllm or sglang; repeat for several. If one cannot load it, exit 1.",
         rich_help_panel=SERVED,
+        autocompletion=complete_engine,
     ),
 ]
 TensorParallel = Annotated[
@@ -44,9 +46,17 @@ ShowConfig = Annotated[
 ]
 
 
-def _option(kind: Any, metavar: str, text: str, *names: str, panel: str = RECIPE) -> Any:  # noqa: ANN401 -- types
+def _option(
+    kind: Any,  # noqa: ANN401 -- types
+    metavar: str,
+    text: str,
+    *names: str,
+    panel: str = RECIPE,
+    complete: Callable[[str], list[str]] | None = None,
+) -> Any:  # noqa: ANN401 -- types
     """Return the annotation of an option of this type; by default its name is that of the recipe's key."""
-    return Annotated[kind | None, typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)]
+    option = typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel, autocompletion=complete)
+    return Annotated[kind | None, option]
 
 
 _OPTIONS: Final = {
@@ -55,7 +65,10 @@ _OPTIONS: Final = {
         str, "N", "Weights that share a scale: 32, 64, 128, or channel; transformers reads any multiple of 8."
     ),
     "method": _option(
-        str, "NAME", "Method to find codes and scales: auto, minmax, mse, lattice, imatrix, gptq or best."
+        str,
+        "NAME",
+        "Method to find codes and scales: auto, minmax, mse, lattice, imatrix, gptq or best.",
+        complete=complete_value("method"),
     ),
     "signed": _option(bool, "", "Let mse choose negative scales, or not.", "--signed/--positive"),
     "pack": _option(
@@ -63,11 +76,21 @@ _OPTIONS: Final = {
         "ROLE",
         "Role to pack: attention, mlp, experts, ple_projection, vision_tower, embedding, ple_embedding, lm_head; "
         "repeat for several.",
+        complete=complete_value("pack"),
     ),
-    "bits": _option(list[str], "ROLE=N", "Bits for a role, such as attention=8; 16 keeps it; repeat for several."),
-    "kv_shared": _option(str, "NAME", "drop or keep unused K/V of KV-shared layers."),
-    "assistant": _option(str, "NAME", "keep or pack the Linears of an MTP drafter."),
-    "layout": _option(str, "NAME", "full or text-only."),
+    "bits": _option(
+        list[str],
+        "ROLE=N",
+        "Bits for a role, such as attention=8; 16 keeps it; repeat for several.",
+        complete=complete_bits,
+    ),
+    "kv_shared": _option(
+        str, "NAME", "drop or keep unused K/V of KV-shared layers.", complete=complete_value("kv_shared")
+    ),
+    "assistant": _option(
+        str, "NAME", "keep or pack the Linears of an MTP drafter.", complete=complete_value("assistant")
+    ),
+    "layout": _option(str, "NAME", "full or text-only.", complete=complete_value("layout")),
     "max_shard_size": _option(str, "SIZE", "Largest output file, such as 5GB or 500MB."),
     "engines": Engines,
     "carry": _option(
@@ -90,7 +113,7 @@ _PARAMETERS: Final = (
         "recipe",
         inspect.Parameter.KEYWORD_ONLY,
         default="w4a16-g32",
-        annotation=_option(str, "RECIPE", _RECIPE, "--recipe", "-r"),
+        annotation=_option(str, "RECIPE", _RECIPE, "--recipe", "-r", complete=complete_recipe),
     ),
     *(
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

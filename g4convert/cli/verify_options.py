@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from g4convert.cli.completion import complete_profile
 from g4convert.cli.panels import mark_default, print_option, run_option, verify_option
 from g4convert.request import DEFAULTS, MOST_SECONDS, Level, ServedEngine
 
@@ -32,6 +33,7 @@ Profile = Annotated[
     verify_option(
         metavar="NAME",
         help=f"Thresholds of level logits: {mark_default('profile', 'w4a16', 'qat', 'parity')}, or a YAML file.",
+        autocompletion=complete_profile,
     ),
 ]
 Fix = Annotated[
