@@ -1,4 +1,7 @@
-"""Commands whose help shows flags without a type: `--help` takes no value, so that `<bool>` would mislead."""
+"""Commands whose help shows flags without a type, and `-o` in the line of usage.
+
+`--help` takes no value, so that `<bool>` would mislead.
+"""
 
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +20,15 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 -- Typer has no public names for these
         """Return the command's parameters, with `--help`."""
         return _hide_flag_types(super().get_params(ctx))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401 -- the same
+        """Return the parts of the line of usage: the arguments, and the option that names what is written."""
+        outputs = (
+            f"-o {parameter.metavar}"
+            for parameter in self.params
+            if parameter.name == "output" and "-o" in parameter.opts
+        )
+        return [*super().collect_usage_pieces(ctx), *outputs]
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 -- the same
         """Run the command, with `~` replaced in the paths among its arguments."""

@@ -50,6 +50,7 @@ def _leaves(command: typer.core.TyperCommand, name: str) -> Iterator[tuple[str, 
 def _section(name: str, command: typer.core.TyperCommand) -> Iterator[str]:
     arguments = [one for one in command.params if one.param_type_name == "argument"]
     usage = " ".join([name, *(str(one.metavar) if one.required else f"[{one.metavar}]" for one in arguments)])
+    usage += "".join(f" -o {one.metavar}" for one in command.params if one.name == "output" and "-o" in one.opts)
     yield from (f"## {name}", "", str(command.help), "", f"    {usage} [OPTIONS]", "")
     for one in arguments:
         default = "" if one.required else f" Default: `{one.default}`."
