@@ -82,7 +82,8 @@ def _describe_calibration(calibrated: "Calibrated") -> dict[str, str]:
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in texts["kinds"].items())
     rows = {
         "written": f"{calibrated.output}, {size(calibrated.output.stat().st_size)}",
-        "tokens": f"{tokens.samples:,} samples of {tokens.length:,}; methods choose by {len(tokens.judges)} of them",
+        "tokens": f"{plural(tokens.samples, 'sample')} of {tokens.length:,}; {len(tokens.judges):,} "
+        f"{'is' if len(tokens.judges) == 1 else 'are'} held out to choose between methods",
         "texts": f"{texts['documents']:,} by kind: {kinds}",
         **({"pictures": f"{texts['pictures']}"} if "pictures" in texts else {}),
         "answers": texts["answers"],
@@ -92,8 +93,14 @@ def _describe_calibration(calibrated: "Calibrated") -> dict[str, str]:
         else f"mean squares of what {plural(len(statistics.inputs), 'weight')} multiply",
     }
     if statistics is not None and (coverage := statistics.coverage) is not None:
+        starved = coverage.without + coverage.few
+        less = (
+            f"{starved:,} saw fewer than {FEW}, {coverage.without:,} of them none"
+            if starved
+            else f"none saw fewer than {FEW}"
+        )
         rows["experts"] = (
-            f"{coverage.experts:,}, that saw {coverage.median:,} tokens in the median and {coverage.least:,} at least; "
-            f"{coverage.without:,} saw none, {coverage.few:,} fewer than {FEW}"
+            f"{coverage.experts:,}: {plural(coverage.median, 'token')} each in the median, {coverage.least:,} for the "
+            f"least; {less}"
         )
     return rows

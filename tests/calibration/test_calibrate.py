@@ -138,7 +138,7 @@ def test_the_command_says_what_it_made_and_does_not_replace_it(
     damaged = g4convert(*words)
     assert (damaged.status, "is there already\n  " in damaged.err, "damaged" in damaged.err) == (2, True, True)
     out = g4convert(*words, "--overwrite", "--statistics").out
-    for said in ("4 samples of 32", "statistics", "tokens in the median", "next"):
+    for said in ("4 samples of 32", "statistics", "each in the median", "next"):
         assert said in out
     assert "`imatrix` makes its own" in g4convert(*words, "--overwrite", "--no-statistics").out
     assert CalibrationFile.load(path).statistics is None

@@ -24,6 +24,7 @@ from g4convert.engines.refused_formats import refuse_other_formats
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory
+from g4convert.quantities import plural
 from g4convert.report import Finding, Severity, join_alike
 from g4convert.verification.static.config import config_keys, has_head, model_class, read_architecture
 from g4convert.verification.static.engines import dead_entries, wrong_forms
@@ -129,7 +130,7 @@ def _add_passes(proofs: Mapping[str, tuple[str, str]], problems: Iterable[Findin
 
 
 def _check_files(out: Checkpoint) -> Iterator[Finding]:
-    files = f"{len(out.files)} weight files"
+    files = plural(len(out.files), "weight file")
     proofs = {
         "static.files": (files, "headers valid, offsets without gap or overlap, sizes as the headers say"),
         "static.stray": (files, "no other weights, adapters or settings of quantizers beside them"),

@@ -40,7 +40,7 @@ def check_hashes(out: Checkpoint) -> Iterator[Finding]:
         yield Finding("weights.hash", Severity.WARN, RECORD, text, "one for each shard", _SAVED_ANEW)
     elif not wrong:
         text = f"every byte as its conversion wrote it, by the XXH3 in {RECORD}"
-        yield Finding("weights.hash", Severity.PASS, f"{len(recorded)} shards", text, "")
+        yield Finding("weights.hash", Severity.PASS, plural(len(recorded), "shard"), text, "")
 
 
 def _recorded_hashes(out: Checkpoint) -> Mapping[str, str]:

@@ -62,7 +62,7 @@ def test_the_check_that_ends_a_conversion_finds_one_flipped_bit(part: str, dense
 
 
 def test_a_sound_output_passes_and_one_without_hashes_is_told(packed: Path, dense: Path, tmp_path: Path) -> None:
-    assert found(verify(Request(packed, dense, Level.WEIGHTS)), "weights.hash") == [(Severity.PASS, "1 shards")]
+    assert found(verify(Request(packed, dense, Level.WEIGHTS)), "weights.hash") == [(Severity.PASS, "1 shard")]
     out = shutil.copytree(packed, tmp_path / "out")
     for record in ("[" * 100_000, "{}", '{"files": {"a": 3}}', '{"files": []}'):
         (out / "g4convert.json").write_text(record)
