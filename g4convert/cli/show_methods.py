@@ -144,10 +144,14 @@ def failing_kl() -> float:
 
 
 def describe_measurement(costs: Sequence["MethodCost"]) -> str:
-    """Name the text and the model that the losses were measured with; a mixture of experts stands in for others."""
+    """Name the text and the model that the losses were measured with."""
+    return f"measured on held-out text with {name_measured_model(costs)}, not with your model"
+
+
+def name_measured_model(costs: Sequence["MethodCost"]) -> str:
+    """Name the model that the losses were measured with; a mixture of experts stands in for others."""
     name = costs[0].measured_on
-    model = f"a stand-in MoE ({name})" if name == look_up_kl(_MEASURED_GROUP, has_experts=True)[1] else name
-    return f"measured on held-out text with {model}, not with your model"
+    return f"a stand-in MoE ({name})" if name == look_up_kl(_MEASURED_GROUP, has_experts=True)[1] else name
 
 
 def advise_method(costs: Sequence["MethodCost"]) -> str:

@@ -151,10 +151,8 @@ def describe_answers(
     """
     from g4convert.cli.show_methods import (
         describe_expected_loss,
-        describe_measurement,
-        describe_outlook,
-        explain_verdicts,
         make_better_methods_table,
+        name_measured_model,
     )
 
     loss = (metrics or {}).get("loss")
@@ -167,9 +165,8 @@ def describe_answers(
     if method == "lattice":
         return unknown, None
     if (table := make_better_methods_table(costs, str(method))) is not None:
-        kl = f"KL: mean KL to the original, {describe_measurement(costs)}"
-        sentences = (unknown, kl, explain_verdicts(), describe_outlook(costs))
-        return f"{'. '.join(filter(None, sentences))}:", table
+        model = f"On another model, {name_measured_model(costs)}, with all its layers packed, these methods left:"
+        return f"not measured yet. {model}", table
     has_experts = any(row.role == "experts" for row in summary.sizes)
     expected = describe_expected_loss(recipe, has_experts=has_experts)
     return f"{unknown}; {expected}" if expected else unknown, None

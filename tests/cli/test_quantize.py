@@ -101,10 +101,8 @@ def test_what_is_done_already_is_not_done_again(moe: Path, g4convert: Program, t
 def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_path: Path) -> None:
     ran = g4convert("quantize", text, "-o", tmp_path / "out", "--verify", "none")
     answers, _, table = ran.out.partition("\nanswers: ")[2].partition(":\n")
-    assert answers.startswith(
-        "not measured, and the error of weights does not tell how good they are. KL: mean KL to the "
-    )
-    assert "above 0.05 warns, above 0.1 fails" in answers
+    other = "On another model, Gemma 3 270M, with all its layers packed, these methods left"
+    assert answers == f"not measured yet. {other}"
     rows = [line.split() for line in table.splitlines()]
     assert [row[:5] for row in rows[1:4]] == [
         ["mse", "(as", "here)", "0.301", "fails"],
