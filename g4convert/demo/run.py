@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from g4convert.checkpoint.directory import CONFIG
+from g4convert.checkpoint.directory import CONFIG, Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
@@ -86,13 +86,16 @@ class Demonstration:
         }
 
 
-def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstration:
+def run(
+    family: Family, directory: Path, say: Callable[[str], None], count_tokens: Callable[[Checkpoint], int]
+) -> Demonstration:
     """Make, quantize, load and compare a tiny checkpoint.
 
     Args:
         family: family of the checkpoint.
         directory: gets the source `FAMILY` and the output `FAMILY-W4A16`.
         say: told of each step.
+        count_tokens: counts the token ids that the bundled texts make for a model, which estimates depend on.
 
     Raises:
         UsageError: something that no demo made is in their place.
@@ -113,10 +116,11 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
         recipe = load(DEFAULT, {"assistant": "pack"} if "assistant" in family else None)
         conversion = prepare(Job(Source.at(scratch / source.name), recipe, scratch / output.name))
         summary = convert(conversion, Progress(), Ranks())
+        tokens = count_tokens(conversion.checkpoint)
         move_into_place(directory, scratch, (source.name, output.name))
     assert summary is not None  # noqa: S101 - there is one rank, and it leads
     outlook = conversion.outlook.with_remedies()
-    report = PlanReport.of(Source.at(source), recipe, conversion.plan, conversion.layout, outlook)
+    report = PlanReport.of(Source.at(source), recipe, conversion.plan, conversion.layout, outlook, tokens=tokens)
     say("loading the result in transformers, packed and dequantized")
     return Demonstration(source, output, report, summary, _compare_answers(source, output), family in TRAINED)
 

@@ -39,6 +39,9 @@ def test_the_road_and_its_two_differences(g4convert: Program, tmp_path: Path) ->
     assert found["comparisons"][0]["cost"]["max_abs"] > 1e-4
     assert found["source"] == str(tmp_path / "text")
 
+    planned = json.loads(g4convert("plan", tmp_path / "text", "--json").out)
+    assert [one["disk"] for one in found["plan"]["methods"]] == [one["disk"] for one in planned["methods"]]
+
     short = g4convert("demo", tmp_path, "--family", "text", "-q")
     assert short.out.startswith("prompt")
 
