@@ -146,7 +146,7 @@ def print_demo(out: Console, demonstration: "Demonstration", *, quiet: bool) -> 
     print_trimmed(out, make_table(columns, rows, right=columns[1:]))
     out.print()
     caution = (
-        "tokens here are random; the command below asks it what it has learned"
+        "answers here are bundled ones; the command below scores the model's own, of which less is lost"
         if demonstration.is_trained
         else "far smaller on a trained model than on the random weights of this one"
     )
