@@ -21,7 +21,7 @@ from g4convert.cli.tables import break_command
 from g4convert.conversion.result import serve_command
 from g4convert.errors import G4Error
 from g4convert.planning.recipe import DEFAULT, RecipeMethod
-from g4convert.planning.recipe_files import load, load_shipped
+from g4convert.planning.recipe_files import load
 from g4convert.planning.recipe_options import describe_differences, find_base, find_options, read_recorded
 
 if TYPE_CHECKING:
@@ -157,21 +157,13 @@ def find_recorded_base(output: str) -> tuple[str, list[str]] | None:
 
 
 def requantize_command(output: str) -> str:
-    """Return the command that makes a checkpoint again in another directory, for other options to be added."""
-    values = part(record(_find_directory(output)), "recipe")
-    recipe, name = read_recorded(values), str(values.get("name", DEFAULT))
-    options = "" if recipe is None else find_options(recipe, *_readable_file(name))
-    if options is None:  # its file is not here
-        options = f" -r {quote(name)}"
-    return f"g4convert quantize {_find_original(output)} -o {quote(f'{_last_name(output)}-2')}{options}"
+    """Return the command that makes a checkpoint again in another directory, for other options to be added.
 
-
-def _readable_file(name: str) -> tuple[str, ...]:
-    """Return the name of a recipe file that can be read; nothing for any other name."""
-    with suppress(G4Error):
-        if name not in load_shipped():
-            return (load(name).name,)
-    return ()
+    Rules of a recipe file are left out: they would override the options that are added.
+    """
+    recipe = read_recorded(part(record(_find_directory(output)), "recipe"))
+    options = "" if recipe is None else find_options(recipe) or find_options(recipe.model_copy(update={"rules": ()}))
+    return f"g4convert quantize {_find_original(output)} -o {quote(f'{_last_name(output)}-2')}{options or ''}"
 
 
 def measure_answers(output: str | Path, reference: str | Path) -> NextStep:

@@ -154,6 +154,13 @@ def test_a_next_step_names_the_original_where_it_is(
     assert g4convert("verify", out).out.splitlines()[-1] == following.format("MODEL")
 
 
+def test_an_output_of_rules_is_made_anew_without_them(text: Path, g4convert: Program, tmp_path: Path) -> None:
+    """Rules override `--bits`, which the command is to be completed with."""
+    (tmp_path / "m.yaml").write_text("extends: w4a16-g32\nbits: {attention: 8}\nrules: [{layers: 0, bits: 8}]\n")
+    g4convert("quantize", text, "-o", tmp_path / "out", "-r", tmp_path / "m.yaml", "--verify", "none", "-q")
+    assert requantize_command(str(tmp_path / "out")).endswith(" -o out-2 --bits attention=8")
+
+
 def profile(path: Path, passes: float, fail: float) -> Path:
     """Write a profile that judges the mean KL alone."""
     path.write_text(
