@@ -19,7 +19,7 @@ CHAT_TEMPLATE: Final = "chat_template.jinja"
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model")
 _TEMPLATES: Final = (CHAT_TEMPLATE, "chat_template.json")
 _NEEDED: Final = (*_TOKENIZERS, *PROCESSORS, *_TEMPLATES, TOKENIZER_CONFIG)
-_MOST: Final = 64 << 20
+_LARGEST_TOKENIZER: Final = 64 << 20
 """Bytes of tokenizer_config.json that are read; with all added tokens it has 1.2 MB."""
 
 
@@ -51,7 +51,7 @@ def has_chat_template(directory: Path, names: Collection[str]) -> bool:
         return False
     try:
         with (directory / TOKENIZER_CONFIG).open("rb") as file:
-            said = json.loads(file.read(_MOST))
+            said = json.loads(file.read(_LARGEST_TOKENIZER))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(said, dict) and bool(said.get("chat_template"))

@@ -19,7 +19,7 @@ from typing import Any, Final
 from g4convert.checkpoint.directory import CONFIG, Checkpoint
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS
 from g4convert.checkpoint.files import part
-from g4convert.checkpoint.sections import section_in, section_of
+from g4convert.checkpoint.sections import section_in
 from g4convert.checkpoint.stored import stored_scheme
 from g4convert.conversion.writer import sync_directory
 from g4convert.engines.groups import sizes_said_of_rows
@@ -29,6 +29,7 @@ from g4convert.engines.refused_formats import refuse_other_formats
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import GateError
 from g4convert.gemma4 import Architecture
+from g4convert.inspection.config_changes import list_changes, short_json
 from g4convert.names import Name
 from g4convert.planning.config import make_quantization_config
 from g4convert.report import Detail, Finding, Severity
@@ -50,7 +51,6 @@ _SAME: Final = "nothing was written; `g4convert check` without --fix tells every
 _NO_ACTIVATIONS: Final = "no config is known: tensors cannot say whether activations are quantized"
 _BITS: Final = {4, 8}
 _STEP: Final = 8  # recipes allow group sizes that are multiples of it
-_LONGEST: Final = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed |
     out = Checkpoint.open(directory)
     refuse_other_formats(out)
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
-    config = _mended(directory, stored, _bad(stored, engines), engines)
-    return Fixed(_write(directory, config), tuple(_changes(out.config, config))) if config else None
+    config = _find_mended_config(directory, stored, _find_faults(stored, engines), engines)
+    return Fixed(_write(directory, config), tuple(list_changes(out.config, config))) if config else None
 
 
 def is_fixable(stored: StoredCheckpoint, findings: Iterable[Finding], engines: Collection[str]) -> bool:
@@ -97,14 +97,14 @@ def is_fixable(stored: StoredCheckpoint, findings: Iterable[Finding], engines: C
         findings: findings of the static checks.
         engines: engines that must load it.
     """
-    bad = [one for one in findings if one.severity in _BAD]
+    bad = [finding for finding in findings if finding.severity in _BAD]
     try:
-        return _mended(stored.checkpoint.path, stored, bad, engines) is not None
+        return _find_mended_config(stored.checkpoint.path, stored, bad, engines) is not None
     except GateError:
         return False
 
 
-def _mended(
+def _find_mended_config(
     directory: Path, stored: StoredCheckpoint, before: Collection[Finding], engines: Collection[str]
 ) -> dict[str, Any] | None:
     """Return the config with which no check fails any more; None where nothing needs a correction.
@@ -129,10 +129,10 @@ def _mended(
     if lines := list(_activations(out.config)):
         raise GateError(f"{directory}: not fixed: {_NO_ACTIVATIONS}", offenders=lines, hint=_SAME)
     try:
-        config = _fixed_config(stored)
+        config = _make_config(stored)
     except GateError as error:
         raise GateError(f"{directory}: not fixed: {error.message}", offenders=error.offenders, hint=_SAME) from error
-    after = _bad(stored.declaring(config), engines)
+    after = _find_faults(stored.declaring(config), engines)
     left = [one for one in after if one.severity is Severity.FAIL or one.code in CURABLE]
     _refuse(directory, left, "what fails lies elsewhere, no quantization_config can mend it")
     return config
@@ -153,48 +153,12 @@ def _activations(config: Mapping[str, Any]) -> Iterator[str]:
     for name, group in part(section_in(config), "config_groups").items():
         for key in ("input_activations", "output_activations"):
             if isinstance(group, Mapping) and (value := group.get(key)) is not None:
-                yield f"config_groups.{name}.{key}: {_short(value)} (set it to null if only weights were quantized)"
+                yield f"config_groups.{name}.{key}: {short_json(value)} (set it to null if only weights were quantized)"
         if isinstance(group, list) and "A16" not in name.upper():
             yield f"config_groups.{name}: a preset that may quantize activations (write the scheme out)"
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the changes that a correction makes to a config."""
-    (before, section), (after, wanted) = section_of(old), section_of(new)
-    if not isinstance(section, Mapping) or not isinstance(wanted, Mapping):
-        texts = (_short(one) if place else "left out" for place, one in ((before, section), (after, wanted)))
-        yield f"{before or after}: {' -> '.join(texts)}"
-        return
-    if before != after:
-        yield f"{before} -> {after}"
-    yield from _differences(section, wanted, after)
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> Iterator[str]:
-    for key in dict.fromkeys((*old, *new)):
-        was, now, subject = old.get(key), new.get(key), f"{path}.{key}"
-        if was == now:  # null equals a missing key
-            continue
-        if isinstance(was, Mapping) and isinstance(now, Mapping):
-            yield from _differences(was, now, subject)
-        elif isinstance(was, list) and isinstance(now, list):
-            lines = [f"{subject}: {_short(one)} taken out" for one in was if one not in now]
-            lines += [f"{subject}: {_short(one)} added" for one in now if one not in was]
-            yield from lines or [f"{subject}: in another order"]
-        else:
-            yield f"{subject}: {_told(old, key)} -> {_told(new, key)}"
-
-
-def _told(holder: Mapping[str, Any], key: str) -> str:
-    return _short(holder[key]) if key in holder else "left out"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def _fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
+def _make_config(stored: StoredCheckpoint) -> dict[str, Any]:
     """Return the config of a checkpoint with the `quantization_config` that its tensors need.
 
     Raises:
@@ -210,10 +174,10 @@ def _fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
     if not stored.contents.packed:
         return config
     section = make_quantization_config(with_lists(replace(weights, packed=_packings(stored))))
-    return {**config, "quantization_config": {**section, **_kept(section_in(old))}}
+    return {**config, "quantization_config": {**section, **_kept_keys(section_in(old))}}
 
 
-def _kept(said: Mapping[str, Any]) -> dict[str, Any]:
+def _kept_keys(said: Mapping[str, Any]) -> dict[str, Any]:
     if said.get("quant_method") not in (None, COMPRESSED_TENSORS):
         return {}
     wrong = unusable(said)
@@ -251,8 +215,8 @@ def _packings(stored: StoredCheckpoint) -> dict[str, Packing]:
     return packings
 
 
-def _bad(stored: StoredCheckpoint, engines: Collection[str]) -> list[Finding]:
-    return [one for one in check_stored(stored, tp=(), engines=engines) if one.severity in _BAD]
+def _find_faults(stored: StoredCheckpoint, engines: Collection[str]) -> list[Finding]:
+    return [finding for finding in check_stored(stored, tp=(), engines=engines) if finding.severity in _BAD]
 
 
 def _refuse(directory: Path, findings: Iterable[Finding], why: str) -> None:
@@ -268,7 +232,7 @@ def _write(directory: Path, config: Mapping[str, Any]) -> Path:
     """
     path = directory / CONFIG
     before = path.read_bytes()
-    old = _copied(directory, before)
+    old = _copy_config(directory, before)
     try:
         write_whole(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n", replace_link=True)
     except BaseException:
@@ -279,7 +243,7 @@ def _write(directory: Path, config: Mapping[str, Any]) -> Path:
     return old
 
 
-def _copied(directory: Path, data: bytes) -> Path:
+def _copy_config(directory: Path, data: bytes) -> Path:
     """Write `config.json.orig`, or `config.json.orig.N` with the first N that is free; return its path.
 
     The name is taken as the file is made: of two runs at once each has its own.

@@ -23,7 +23,7 @@ _FAILURES: Final = (
 )  # fmt: skip
 """Errors of transformers and torch for a model that does not run, and of readers of the checkpoint."""
 _OF_CONFIG: Final = ("static.config", "static.architecture")
-_MOST: Final = 120
+_MAX_CHARACTERS: Final = 120
 """Most characters of an error's text."""
 
 
@@ -42,7 +42,7 @@ def run_guarded(
     Raises:
         G4Error: as for `run_logits`.
     """
-    faults = [one for one in before if one.severity is Severity.FAIL]
+    faults = [fault for fault in before if fault.severity is Severity.FAIL]
     try:
         return run_logits(asked, out, source, before, progress=progress)
     except _FAILURES as error:
@@ -61,11 +61,11 @@ def _first_line(error: Exception) -> str:
         text = error.offenders[0] if len(error.offenders) == 1 else error.message
     else:
         text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    return text if len(text) <= _MOST else f"{text[: _MOST - 1]}…"
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…"
 
 
 def _remedy(faults: Sequence[Finding]) -> str:
-    keys = [one.subject for one in faults if one.code in _OF_CONFIG and one.subject != "config.json"]
+    keys = [fault.subject for fault in faults if fault.code in _OF_CONFIG and fault.subject != "config.json"]
     if keys:
         return f"correct config.json first: level static names {keys[0]}" + (
             f" and {len(keys) - 1} more" if len(keys) > 1 else ""
