@@ -63,8 +63,8 @@ SAME: Final = {
     "7761ed71d782",
 }
 """States of the code that were shown to make the same bytes (2026-11-29: four families by `mse`, `imatrix`, `gptq` and
-`best`; the first two also gptq-g32, the third and fourth six families, also by `lattice` and `minmax`; the last, of 2026-11-30,
-three families by all six methods)."""
+`best`; the first two also gptq-g32, the third and fourth six families, also by `lattice` and `minmax`; the
+last, of 2026-11-30, three families by all six methods)."""
 
 
 def main() -> None:
