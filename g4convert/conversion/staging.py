@@ -97,8 +97,13 @@ class Staging:
         Raises:
             UsageError: the output is none of these, lies below a file, is a mount point, or is the current directory.
         """
-        check_name(self)
-        check_replaceable(self, overwrite=overwrite, planned=planned)
+        check_name(self.output, self.target, (self.partial, self.replaced))
+        self._check_replaceable(overwrite=overwrite, planned=planned)
+
+    def _check_replaceable(self, *, overwrite: bool, planned: Mapping[str, Any] | None = None) -> None:
+        is_free = not self.replaced.exists() or is_replaced(self.replaced, self.journals)
+        in_the_way = None if is_free else self.replaced
+        check_replaceable(self.output, self.target, in_the_way=in_the_way, overwrite=overwrite, planned=planned)
 
     def try_place(self, layout: Layout) -> None:
         """Check that OUT.partial can be made or is there, and that the shards fit on the disk; leaves nothing.
@@ -200,7 +205,7 @@ class Staging:
             UsageError: OUT is not empty and may not be replaced.
             EnvironmentFault: a directory cannot be renamed; says where the finished output is.
         """
-        check_replaceable(self, overwrite=overwrite)
+        self._check_replaceable(overwrite=overwrite)
         for name, data in files.items():
             write_file(self.partial / name, data)
         for path in self.partial.glob(JOURNALS):

@@ -2,34 +2,34 @@
 
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from g4convert.checkpoint.output_names import JOURNALS
 from g4convert.conversion.held import describe_existing
-from g4convert.conversion.journal import is_replaced
 from g4convert.errors import InputError, UsageError
 from g4convert.places import check_above, holds_mount
 from g4convert.printable import printable
 
-if TYPE_CHECKING:
-    from g4convert.conversion.staging import Staging
-
 _ANOTHER: Final = "give -o another directory"
 
 
-def check_name(staging: "Staging") -> None:
+def check_name(output: Path, target: Path, beside: Sequence[Path]) -> None:
     """Check that the output's name is one that a directory can be renamed to.
+
+    Args:
+        output: the output directory as the user gave it.
+        target: the same as an absolute path without links.
+        beside: directories beside it that are renamed, too.
 
     Raises:
         UsageError: the output lies below a file, is a mount point or the current directory, or its name has control
             characters.
     """
-    target = staging.target
     check_above(target)
-    if mounts := [path for path in (target, staging.partial, staging.replaced) if holds_mount(path)]:
+    if mounts := [path for path in (target, *beside) if holds_mount(path)]:
         raise UsageError(
             f"{mounts[0]}: is a mount point or has one in it, and cannot be renamed",
             hint="give -o a directory in the mount",
@@ -38,23 +38,26 @@ def check_name(staging: "Staging") -> None:
         raise UsageError(f"{printable(target.name)}: a name with control characters", hint=_ANOTHER)
     if target == Path.cwd():
         raise UsageError(
-            f"{staging.output}: is the current directory, which a finished output would replace",
+            f"{output}: is the current directory, which a finished output would replace",
             hint=f"cd .. and -o {target.name}, or give another directory",
         )
 
 
-def check_replaceable(staging: "Staging", *, overwrite: bool, planned: Mapping[str, Any] | None = None) -> None:
+def check_replaceable(
+    output: Path, target: Path, *, in_the_way: Path | None, overwrite: bool, planned: Mapping[str, Any] | None = None
+) -> None:
     """Check that the output is new, empty, or a checkpoint that may be replaced.
 
     Args:
-        staging: directories of the output.
+        output: the output directory as the user gave it.
+        target: the same as an absolute path without links.
+        in_the_way: a directory of the user's where the old output would go; None if there is none.
         overwrite: True if an existing checkpoint may be replaced.
         planned: see `Staging.check`.
 
     Raises:
         UsageError: the output is none of these.
     """
-    output, target, replaced = staging.output, staging.target, staging.replaced
     if os.path.lexists(target) and not target.is_dir():  # also a link to itself
         raise UsageError(f"{output}: is a file, expected a directory to make", hint=_ANOTHER)
     if not target.is_dir() or not any(target.iterdir()):
@@ -65,8 +68,8 @@ def check_replaceable(staging: "Staging", *, overwrite: bool, planned: Mapping[s
     if not (target / "config.json").is_file():
         text = "not empty, and holds no config.json: not a checkpoint, so not overwritten"
         raise UsageError(f"{output}: {text}", hint=_ANOTHER)
-    if replaced.exists() and not is_replaced(replaced, staging.journals):
-        raise UsageError(f"{replaced}: is there, the old output would go there first", hint="move it away")
+    if in_the_way is not None:
+        raise UsageError(f"{in_the_way}: is there, the old output would go there first", hint="move it away")
 
 
 def check_partial(partial: Path, names: Collection[str], states: str, *, has_journal: bool) -> None:
